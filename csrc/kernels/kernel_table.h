@@ -1,0 +1,168 @@
+// What every ISA provides: one table of functions over raw pointers. Kernels do not allocate, keep
+// no state and take no lock.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "defakeq/types.h"
+
+namespace defakeq {
+
+// Outputs are computed in blocks of kBlock lanes; a tile has up to kTileRows rows, kTileBlocks
+// blocks.
+inline constexpr int kBlock = 16;
+inline constexpr int kTileRows = 8;
+inline constexpr int kTileBlocks = 2;
+inline constexpr int kGemvRows = 4;
+inline constexpr int kGemvBlocks = 4;
+// A plane block holds kPlaneSteps steps of 4 reduction positions for 16 outputs.
+inline constexpr int kPlaneSteps = 8;
+
+// What happens to y = fma(accumulator, scale, bias) before it is stored.
+struct Post {
+  Activation activation = Activation::kNone;
+  DType out_dtype = DType::kFloat32;
+  float inv_scale = 1.0f;  // int8 output: q = clamp(rne(y * inv_scale) + zero_point)
+  float low = -128.0f;     // qmin - zero_point
+  float high = 127.0f;     // qmax - zero_point
+  int32_t zero_point = 0;
+  const void* residual = nullptr;  // row r at residual + r * residual_stride elements
+  int64_t residual_stride = 0;
+  DType residual_dtype = DType::kFloat32;
+  float residual_scale = 1.0f;
+  int32_t residual_zero_point = 0;
+};
+
+// out[r][n] over rows of activations and 1..kTileBlocks blocks of outputs (gemv: kGemvBlocks).
+// A row's reduction is `taps` runs; run t starts at rows[r] + tap_offset[t] and has `steps` steps
+// of 4 bytes (of which some trailing ones may meet zero codes only).
+struct GemmS8Args {
+  const int8_t* const* rows;
+  int64_t m;
+  const int64_t* tap_offset;
+  int taps;
+  int64_t steps;
+  int blocks;
+  const uint8_t* w;    // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes
+  int64_t w_stride;    // (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
+  int bits;            // gemv only
+  const int32_t* zero_point;  // [blocks * 16]
+  const int32_t* correction;  // [blocks * 16] added to the accumulator
+  const float* scale;         // [blocks * 16]
+  const float* bias;          // [blocks * 16]
+  const int32_t* row_sum;     // [m] sum of the row's activations
+  const float* row_scale;     // [m] or null
+  const float* row_bias;      // [m][row_bias_stride], replaces bias, or null
+  int64_t row_bias_stride;
+  void* out;           // row r at out + r * out_stride elements
+  int64_t out_stride;
+  int n;               // valid outputs in these blocks, the rest is not stored
+  Post post;
+};
+
+// The float32 product: f = chain of fma in reduction order, y = fma(f [* row_scale], scale, bias);
+// with chain_from_bias the chain starts at the bias and y = f.
+struct GemmF32Args {
+  const float* const* rows;
+  int64_t m;
+  const int64_t* tap_offset;  // in floats
+  int taps;
+  int64_t length;  // floats a tap
+  int blocks;
+  const float* w;  // block b at w + b * w_stride: [taps * length][16]
+  int64_t w_stride;
+  bool chain_from_bias;
+  const float* scale;
+  const float* bias;
+  const float* row_scale;
+  const float* row_bias;
+  int64_t row_bias_stride;
+  void* out;
+  int64_t out_stride;
+  int n;
+  Post post;
+};
+
+// Depthwise convolution of the channels of some 16-channel blocks, over output rows [oy0, oy1).
+// Weights are signed: w = code - zero_point where that fits int8, else code - 128 with the rest in
+// `window_factor` (acc += window_factor * sum of the window's activations).
+struct DwS8Args {
+  const int8_t* x;  // [h][w] pixels of x_stride bytes
+  int64_t h, w, x_stride;
+  int64_t out_w, oy0, oy1;
+  int32_t kernel[2], stride[2], padding[2], dilation[2];
+  int8_t pad_value;  // the activations' zero point
+  int64_t channels;  // valid channels from x on
+  const int8_t* weight;  // [blocks][row groups of 4][kw][16 channels][4 rows]
+  const int32_t* correction;     // [blocks * 16], for activations as x + 128
+  const int32_t* window_factor;  // [blocks * 16], or null when all are 0
+  const float* scale;
+  const float* bias;
+  float row_scale;  // dynamic activations: multiplies the accumulator; has_row_scale says if used
+  bool has_row_scale;
+  void* out;           // pixel (oy, ox) at out + (oy * out_w + ox) * out_stride
+  int64_t out_stride;
+  Post post;           // the residual is addressed as the output
+  void* scratch;       // dw_s8_scratch(args) bytes, 64-byte aligned
+};
+
+struct DwF32Args {
+  const float* x;  // [h][w] pixels of x_stride floats
+  int64_t h, w, x_stride;
+  int64_t out_w, oy0, oy1;
+  int32_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t channels;
+  const float* weight;  // [blocks][kh * kw][16]
+  const float* scale;
+  const float* bias;
+  float row_scale;
+  bool has_row_scale;
+  void* out;
+  int64_t out_stride;
+  Post post;
+};
+
+// Byte shuffle: output block b (16 bytes) starts as fill, then each of its sources puts
+// src[offset + mask[i]] (mask[i] < 16) into byte i. 0x80 in a mask leaves the byte.
+struct ShuffleSource {
+  int32_t offset;
+  uint8_t mask[16];
+};
+struct ShufflePlan {
+  int64_t length;          // output bytes a row
+  const int32_t* first;    // [blocks + 1] index of the first source of a block
+  const ShuffleSource* sources;
+  const uint8_t* fill;     // [blocks * 16]
+};
+
+struct KernelTable {
+  const char* isa;
+  void (*gemm_s8)(const GemmS8Args&);
+  void (*gemv_s8)(const GemmS8Args&);
+  void (*gemm_f32)(const GemmF32Args&);
+  void (*dw_s8)(const DwS8Args&);
+  size_t (*dw_s8_scratch)(const DwS8Args&);
+  void (*dw_f32)(const DwF32Args&);
+  // planes of `bits` -> [steps][16][4] codes (1-bit codes come out doubled)
+  void (*expand_codes)(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes);
+  // [steps][16][4] codes -> [steps * 4][16] floats of code - zero_point
+  void (*codes_to_f32)(const uint8_t* codes, int64_t steps, const int32_t* zero_point, float* out);
+  // sums over taps of `length` bytes
+  void (*row_sums)(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
+                   int64_t length, int32_t* sums);
+  void (*quantize)(const float* x, int64_t count, float inv_scale, int32_t zero_point, float low,
+                   float high, int8_t* out);
+  void (*dequantize)(const int8_t* x, int64_t count, float scale, int32_t zero_point, float* out);
+  // out = float(x - zero_point)
+  void (*to_f32)(const int8_t* x, int64_t count, int32_t zero_point, float* out);
+  float (*abs_max)(const float* x, int64_t count);
+  void (*shuffle)(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
+                  uint8_t* dst, int64_t dst_stride);
+};
+
+const KernelTable* kernel_table_scalar();
+const KernelTable* kernel_table_avx2();
+const KernelTable* kernel_table_avx512vnni();
+
+}  // namespace defakeq
