@@ -1,0 +1,30 @@
+#include "kernels/scalar/kernels.h"
+#include "kernels/scalar/vec.h"
+#include "kernels/simd/gemm_f32.h"
+#include "kernels/simd/rows.h"
+
+namespace defakeq {
+
+const KernelTable* kernel_table_scalar() {
+  using scalar::Vec;
+  static constexpr KernelTable kTable = {
+      .isa = "scalar",
+      .gemm_s8 = scalar::gemm_s8,
+      .gemv_s8 = scalar::gemv_s8,
+      .gemm_f32 = simd::gemm_f32<Vec, 1, 1>,
+      .dw_s8 = scalar::dw_s8,
+      .dw_s8_scratch = scalar::dw_s8_scratch,
+      .dw_f32 = simd::dw_f32<Vec>,
+      .expand_codes = scalar::expand_codes,
+      .codes_to_f32 = simd::codes_to_f32<Vec>,
+      .row_sums = scalar::row_sums,
+      .quantize = simd::quantize<Vec>,
+      .dequantize = simd::dequantize<Vec>,
+      .to_f32 = simd::to_f32<Vec>,
+      .abs_max = simd::abs_max<Vec>,
+      .shuffle = scalar::shuffle,
+  };
+  return &kTable;
+}
+
+}  // namespace defakeq

@@ -1,0 +1,120 @@
+// The one definition of what follows an accumulator: residual, activation, store.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/kernel_table.h"
+#include "kernels/simd/math.h"
+
+namespace defakeq::simd {
+
+template <class V>
+DQ_INLINE typename V::F activate(Activation activation, typename V::F y) {
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+      return V::max(y, V::set1(0.0f));
+    case Activation::kRelu6:
+      return V::min(V::max(y, V::set1(0.0f)), V::set1(6.0f));
+    case Activation::kHardswish:
+      return hardswish<V>(y);
+    case Activation::kSilu:
+      return V::mul(y, sigmoid<V>(y));
+    case Activation::kGelu:
+      return gelu<V>(y);
+    case Activation::kSigmoid:
+      return sigmoid<V>(y);
+  }
+  return y;
+}
+
+template <class V>
+DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
+                            typename V::F (&y)[kBlock / V::W]) {
+  constexpr int kParts = kBlock / V::W;
+  const int64_t at = row * post.residual_stride + col;
+  if (post.residual_dtype == DType::kFloat32) {
+    const float* p = static_cast<const float*>(post.residual) + at;
+    float tail[kBlock] = {};
+    if (n < kBlock) {
+      std::memcpy(tail, p, sizeof(float) * static_cast<size_t>(n));
+      p = tail;
+    }
+    for (int i = 0; i < kParts; ++i) y[i] = V::add(y[i], V::load(p + i * V::W));
+  } else {
+    const int8_t* p = static_cast<const int8_t*>(post.residual) + at;
+    int8_t tail[kBlock] = {};
+    if (n < kBlock) {
+      std::memcpy(tail, p, static_cast<size_t>(n));
+      p = tail;
+    }
+    for (int i = 0; i < kParts; ++i) {
+      const typename V::I q =
+          V::sub_i(V::load_s8(p + i * V::W), V::set1_i(post.residual_zero_point));
+      y[i] = V::fma(V::to_f(q), V::set1(post.residual_scale), y[i]);
+    }
+  }
+}
+
+template <class V>
+DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
+  y = V::mul(y, V::set1(post.inv_scale));
+  y = V::min(V::max(y, V::set1(post.low)), V::set1(post.high));
+  return V::add_i(V::rne(y), V::set1_i(post.zero_point));
+}
+
+// Stores the n <= 16 outputs y of row `row` from column `col` on.
+template <class V>
+DQ_INLINE void finish_block(const Post& post, void* out, int64_t out_stride, int64_t row,
+                            int64_t col, int n, typename V::F (&y)[kBlock / V::W]) {
+  constexpr int kParts = kBlock / V::W;
+  if (post.residual != nullptr) add_residual<V>(post, row, col, n, y);
+  if (post.activation != Activation::kNone) {
+    for (int i = 0; i < kParts; ++i) y[i] = activate<V>(post.activation, y[i]);
+  }
+  const int64_t at = row * out_stride + col;
+  if (post.out_dtype == DType::kFloat32) {
+    float* p = static_cast<float*>(out) + at;
+    if (n == kBlock) {
+      for (int i = 0; i < kParts; ++i) V::store(p + i * V::W, y[i]);
+    } else {
+      float tail[kBlock];
+      for (int i = 0; i < kParts; ++i) V::store(tail + i * V::W, y[i]);
+      std::memcpy(p, tail, sizeof(float) * static_cast<size_t>(n));
+    }
+  } else {
+    int8_t* p = static_cast<int8_t*>(out) + at;
+    if (n == kBlock) {
+      for (int i = 0; i < kParts; ++i) V::store_s8(p + i * V::W, requantize<V>(post, y[i]));
+    } else {
+      int8_t tail[kBlock];
+      for (int i = 0; i < kParts; ++i) V::store_s8(tail + i * V::W, requantize<V>(post, y[i]));
+      std::memcpy(p, tail, static_cast<size_t>(n));
+    }
+  }
+}
+
+// acc: 16 integer dot products sum(code * x) of row `row`, block `block`.
+template <class V>
+DQ_INLINE void finish_acc(const GemmS8Args& a, int64_t row, int block,
+                          const typename V::I (&acc)[kBlock / V::W]) {
+  constexpr int kParts = kBlock / V::W;
+  const int col = block * kBlock;
+  const typename V::I sum = V::set1_i(a.row_sum[row]);
+  typename V::F y[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    const int at = col + i * V::W;
+    typename V::I v = V::add_i(acc[i], V::load_i(a.correction + at));
+    v = V::sub_i(v, V::mul_i(sum, V::load_i(a.zero_point + at)));
+    typename V::F f = V::to_f(v);
+    if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row]));
+    const float* bias =
+        a.row_bias != nullptr ? a.row_bias + row * a.row_bias_stride + at : a.bias + at;
+    y[i] = V::fma(f, V::load(a.scale + at), V::load(bias));
+  }
+  const int left = a.n - col;
+  finish_block<V>(a.post, a.out, a.out_stride, row, col, left < kBlock ? left : kBlock, y);
+}
+
+}  // namespace defakeq::simd

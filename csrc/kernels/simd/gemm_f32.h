@@ -1,0 +1,115 @@
+// float32 product, accumulated in reduction order with one fma a step: the same bits on every ISA.
+#pragma once
+
+#include "kernels/simd/epilogue.h"
+#include "kernels/simd/tiles.h"
+
+namespace defakeq::simd {
+
+template <class V, int R, int NB>
+DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block) {
+  constexpr int kParts = kBlock / V::W;
+  typename V::F acc[R][NB][kParts];
+  const float* w[NB];
+  for (int b = 0; b < NB; ++b) w[b] = a.w + (first_block + b) * a.w_stride;
+  for (int r = 0; r < R; ++r) {
+    for (int b = 0; b < NB; ++b) {
+      for (int i = 0; i < kParts; ++i) {
+        if (a.chain_from_bias) {
+          const int at = (first_block + b) * kBlock + i * V::W;
+          acc[r][b][i] = V::load(a.row_bias != nullptr
+                                     ? a.row_bias + (row + r) * a.row_bias_stride + at
+                                     : a.bias + at);
+        } else {
+          acc[r][b][i] = V::set1(0.0f);
+        }
+      }
+    }
+  }
+  for (int t = 0; t < a.taps; ++t) {
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    for (int64_t k = 0; k < a.length; ++k) {
+      for (int b = 0; b < NB; ++b) {
+        for (int i = 0; i < kParts; ++i) {
+          const typename V::F wv = V::load(w[b] + i * V::W);
+          for (int r = 0; r < R; ++r) {
+            acc[r][b][i] = V::fma(wv, V::set1(x[r][k]), acc[r][b][i]);
+          }
+        }
+        w[b] += kBlock;
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int b = 0; b < NB; ++b) {
+      const int col = (first_block + b) * kBlock;
+      if (!a.chain_from_bias) {
+        for (int i = 0; i < kParts; ++i) {
+          const int at = col + i * V::W;
+          typename V::F f = acc[r][b][i];
+          if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row + r]));
+          const float* bias = a.row_bias != nullptr
+                                  ? a.row_bias + (row + r) * a.row_bias_stride + at
+                                  : a.bias + at;
+          acc[r][b][i] = V::fma(f, V::load(a.scale + at), V::load(bias));
+        }
+      }
+      const int left = a.n - col;
+      finish_block<V>(a.post, a.out, a.out_stride, row + r, col, left < kBlock ? left : kBlock,
+                      acc[r][b]);
+    }
+  }
+}
+
+// R rows by 16 outputs (times NB blocks) must fit the ISA's registers.
+template <class V, int R, int NB>
+void gemm_f32(const GemmF32Args& a) {
+  int block = 0;
+  for (; block + NB <= a.blocks; block += NB) {
+    for_tiles<R>(a.m, [&]<int kRows>(int64_t row) { gemm_f32_tile<V, kRows, NB>(a, row, block); });
+  }
+  for (; block < a.blocks; ++block) {
+    for_tiles<R>(a.m, [&]<int kRows>(int64_t row) { gemm_f32_tile<V, kRows, 1>(a, row, block); });
+  }
+}
+
+template <class V>
+void dw_f32(const DwF32Args& a) {
+  constexpr int kParts = kBlock / V::W;
+  const int64_t blocks = (a.channels + kBlock - 1) / kBlock;
+  const int taps = a.kernel[0] * a.kernel[1];
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t c = b * kBlock;
+    const int n = static_cast<int>(a.channels - c < kBlock ? a.channels - c : kBlock);
+    for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
+      for (int64_t ox = 0; ox < a.out_w; ++ox) {
+        typename V::F acc[kParts];
+        for (int i = 0; i < kParts; ++i) acc[i] = V::set1(0.0f);
+        for (int t = 0; t < taps; ++t) {
+          const int64_t iy = oy * a.stride[0] - a.padding[0] + t / a.kernel[1] * a.dilation[0];
+          const int64_t ix = ox * a.stride[1] - a.padding[1] + t % a.kernel[1] * a.dilation[1];
+          if (iy < 0 || iy >= a.h || ix < 0 || ix >= a.w) continue;
+          const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
+          float tail[kBlock] = {};
+          if (n < kBlock) {
+            std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
+            x = tail;
+          }
+          const float* w = a.weight + (b * taps + t) * kBlock;
+          for (int i = 0; i < kParts; ++i) {
+            acc[i] = V::fma(V::load(w + i * V::W), V::load(x + i * V::W), acc[i]);
+          }
+        }
+        for (int i = 0; i < kParts; ++i) {
+          const int64_t at = c + i * V::W;
+          if (a.has_row_scale) acc[i] = V::mul(acc[i], V::set1(a.row_scale));
+          acc[i] = V::fma(acc[i], V::load(a.scale + at), V::load(a.bias + at));
+        }
+        finish_block<V>(a.post, a.out, a.out_stride, oy * a.out_w + ox, c, n, acc);
+      }
+    }
+  }
+}
+
+}  // namespace defakeq::simd

@@ -1,0 +1,281 @@
+// Depthwise convolution, 64 channels at a time. Four input rows are interleaved to [column][channel]
+// [4 rows], so that one vpdpbusd takes four taps of a kernel column; activations are the unsigned
+// operand (x + 128). The byte unpacks permute channels within a vector quadruple in the way that the
+// final packs undo. 3-row kernels of stride 1 compute two output rows from one interleaving.
+#include "kernels/simd/epilogue.h"
+#include "kernels/x86/avx512vnni/kernels.h"
+#include "kernels/x86/avx512vnni/vec.h"
+
+namespace defakeq::avx512vnni {
+
+namespace {
+
+constexpr int kWide = 64;
+constexpr int kLanes = 4;  // 16-channel groups of a wide block; vectors of a quadruple
+
+int64_t columns_of(const DwS8Args& a) {
+  return (a.out_w - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1] + 1;
+}
+
+// Vector j of the quadruple holds channels 16 l + 4 j .. + 3 in its lane l: gathers 16-byte chunk j
+// of every group.
+DQ_INLINE __m512i lanes_of(const void* base, int64_t group_bytes, int j, int groups) {
+  const char* p = static_cast<const char*>(base) + j * 16;
+  const auto chunk = [&](int l) __attribute__((always_inline)) {
+    return l < groups ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l * group_bytes))
+                      : _mm_setzero_si128();
+  };
+  __m512i v = _mm512_castsi128_si512(chunk(0));
+  v = _mm512_inserti32x4(v, chunk(1), 1);
+  v = _mm512_inserti32x4(v, chunk(2), 2);
+  return _mm512_inserti32x4(v, chunk(3), 3);
+}
+
+struct Wide {
+  const DwS8Args* a;
+  int64_t c0;
+  int n;       // valid channels
+  int groups;  // valid 16-channel groups
+  __m512i* columns;  // [row group][column][4]
+  __m512i* weight;   // [row group][kw][4]
+  __m512i correction[kLanes], factor[kLanes];
+  __m512 scale[kLanes], bias[kLanes];
+};
+
+// Interleaves the four rows from input row iy on (steps of the dilation).
+void interleave(const Wide& k, int64_t iy, __m512i* columns) {
+  const DwS8Args& a = *k.a;
+  const int64_t count = columns_of(a);
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i pad = _mm512_xor_si512(_mm512_set1_epi8(a.pad_value), flip);
+  const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
+  const int64_t left = a.padding[1] < count ? a.padding[1] : count;
+  const int64_t right = a.w + a.padding[1] < count ? a.w + a.padding[1] : count;
+  for (int64_t c = 0; c < left * kLanes; ++c) columns[c] = pad;
+  for (int64_t c = right * kLanes; c < count * kLanes; ++c) columns[c] = pad;
+  const int8_t* row[4];
+  bool inside[4];
+  for (int j = 0; j < 4; ++j) {
+    const int64_t y = iy + int64_t{j} * a.dilation[0];
+    inside[j] = y >= 0 && y < a.h;
+    row[j] = inside[j] ? a.x + y * a.w * a.x_stride + k.c0 : nullptr;
+  }
+  const auto body = [&](auto load) __attribute__((always_inline)) {
+    for (int64_t c = left; c < right; ++c) {
+      const int64_t at = (c - a.padding[1]) * a.x_stride;
+      const __m512i r0 = load(0, at), r1 = load(1, at), r2 = load(2, at), r3 = load(3, at);
+      const __m512i lo01 = _mm512_unpacklo_epi8(r0, r1), hi01 = _mm512_unpackhi_epi8(r0, r1);
+      const __m512i lo23 = _mm512_unpacklo_epi8(r2, r3), hi23 = _mm512_unpackhi_epi8(r2, r3);
+      __m512i* out = columns + c * kLanes;
+      out[0] = _mm512_unpacklo_epi16(lo01, lo23);
+      out[1] = _mm512_unpackhi_epi16(lo01, lo23);
+      out[2] = _mm512_unpacklo_epi16(hi01, hi23);
+      out[3] = _mm512_unpackhi_epi16(hi01, hi23);
+    }
+  };
+  if (k.n == kWide && inside[0] && inside[1] && inside[2] && inside[3]) {
+    body([&](int j, int64_t at) __attribute__((always_inline)) {
+      return _mm512_xor_si512(_mm512_loadu_si512(row[j] + at), flip);
+    });
+  } else {
+    body([&](int j, int64_t at) __attribute__((always_inline)) {
+      return inside[j] ? _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row[j] + at), flip) : pad;
+    });
+  }
+}
+
+DQ_INLINE void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
+  const DwS8Args& a = *k.a;
+  const Post& post = a.post;
+  __m512 y[kLanes];
+#pragma GCC unroll 4
+  for (int j = 0; j < kLanes; ++j) {
+    __m512 f = _mm512_cvtepi32_ps(acc[j]);
+    if (a.has_row_scale) f = _mm512_mul_ps(f, _mm512_set1_ps(a.row_scale));
+    y[j] = _mm512_fmadd_ps(f, k.scale[j], k.bias[j]);
+  }
+  const int64_t pixel = oy * a.out_w + ox;
+  if (post.out_dtype == DType::kInt8 && post.residual == nullptr) {
+    if (post.activation != Activation::kNone) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kLanes; ++j) y[j] = simd::activate<Vec>(post.activation, y[j]);
+    }
+    __m512i q[kLanes];
+#pragma GCC unroll 4
+    for (int j = 0; j < kLanes; ++j) q[j] = simd::requantize<Vec>(post, y[j]);
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
+                                             _mm512_packs_epi32(q[2], q[3]));
+    int8_t* out = static_cast<int8_t*>(a.out) + pixel * a.out_stride + k.c0;
+    if (k.n == kWide) {
+      _mm512_storeu_si512(out, bytes);
+    } else {
+      _mm512_mask_storeu_epi8(out, (__mmask64{1} << k.n) - 1, bytes);
+    }
+    return;
+  }
+  // Lane transpose back to channel order.
+  const __m512 a01 = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
+  const __m512 b01 = _mm512_shuffle_f32x4(y[0], y[1], 0xee);
+  const __m512 a23 = _mm512_shuffle_f32x4(y[2], y[3], 0x44);
+  const __m512 b23 = _mm512_shuffle_f32x4(y[2], y[3], 0xee);
+  const __m512 natural[kLanes] = {
+      _mm512_shuffle_f32x4(a01, a23, 0x88), _mm512_shuffle_f32x4(a01, a23, 0xdd),
+      _mm512_shuffle_f32x4(b01, b23, 0x88), _mm512_shuffle_f32x4(b01, b23, 0xdd)};
+  for (int l = 0; l < k.groups; ++l) {
+    __m512 one[1] = {natural[l]};
+    const int left = k.n - l * kBlock;
+    simd::finish_block<Vec>(post, a.out, a.out_stride, pixel, k.c0 + l * kBlock,
+                            left < kBlock ? left : kBlock, one);
+  }
+}
+
+// Output rows oy and oy + 1 (when second) of a 3-row, stride-1 kernel, kX adjacent outputs.
+template <bool kFactor, int kX>
+DQ_INLINE void pair_outputs(const Wide& k, int64_t oy, int64_t ox, bool second) {
+  const DwS8Args& a = *k.a;
+  __m512i acc[2][kX][kLanes];
+  const __m512i ones = _mm512_set1_epi32(0x00010101);
+#pragma GCC unroll 4
+  for (int j = 0; j < kLanes; ++j) {
+    __m512i window[2][kX];
+#pragma GCC unroll 2
+    for (int x = 0; x < kX; ++x) {
+      acc[0][x][j] = acc[1][x][j] = k.correction[j];
+      window[0][x] = window[1][x] = _mm512_setzero_si512();
+    }
+    for (int kx = 0; kx < 3; ++kx) {
+      const __m512i w = k.weight[kx * kLanes + j];
+#pragma GCC unroll 2
+      for (int x = 0; x < kX; ++x) {
+        const __m512i top =
+            k.columns[(ox + x + kx) * kLanes + j];
+        const __m512i bottom = _mm512_srli_epi32(top, 8);
+        acc[0][x][j] = _mm512_dpbusd_epi32(acc[0][x][j], top, w);
+        acc[1][x][j] = _mm512_dpbusd_epi32(acc[1][x][j], bottom, w);
+        if constexpr (kFactor) {
+          window[0][x] = _mm512_dpbusd_epi32(window[0][x], top, ones);
+          window[1][x] = _mm512_dpbusd_epi32(window[1][x], bottom, ones);
+        }
+      }
+    }
+    if constexpr (kFactor) {
+#pragma GCC unroll 2
+      for (int x = 0; x < kX; ++x) {
+        for (int y = 0; y < 2; ++y) {
+          acc[y][x][j] =
+              _mm512_add_epi32(acc[y][x][j], _mm512_mullo_epi32(window[y][x], k.factor[j]));
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int x = 0; x < kX; ++x) finish(k, oy, ox + x, acc[0][x]);
+  if (second) {
+#pragma GCC unroll 2
+    for (int x = 0; x < kX; ++x) finish(k, oy + 1, ox + x, acc[1][x]);
+  }
+  static_cast<void>(a);
+}
+
+template <bool kFactor>
+void pairs(const Wide& k) {
+  const DwS8Args& a = *k.a;
+  for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
+    interleave(k, oy - a.padding[0], k.columns);
+    const bool second = oy + 1 < a.oy1;
+    int64_t ox = 0;
+    for (; ox + 2 <= a.out_w; ox += 2) pair_outputs<kFactor, 2>(k, oy, ox, second);
+    if (ox < a.out_w) pair_outputs<kFactor, 1>(k, oy, ox, second);
+  }
+}
+
+template <bool kFactor>
+void singles(const Wide& k) {
+  const DwS8Args& a = *k.a;
+  const int row_groups = (a.kernel[0] + 3) / 4;
+  const int64_t count = columns_of(a);
+  for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
+    for (int g = 0; g < row_groups; ++g) {
+      interleave(k, oy * a.stride[0] - a.padding[0] + int64_t{4 * g} * a.dilation[0],
+                 k.columns + g * count * kLanes);
+    }
+    for (int64_t ox = 0; ox < a.out_w; ++ox) {
+      __m512i acc[kLanes], window[kLanes];
+#pragma GCC unroll 4
+      for (int j = 0; j < kLanes; ++j) {
+        acc[j] = k.correction[j];
+        window[j] = _mm512_setzero_si512();
+      }
+      for (int g = 0; g < row_groups; ++g) {
+        const int rows = a.kernel[0] - 4 * g;
+        const __m512i ones = _mm512_set1_epi32(rows >= 4   ? 0x01010101
+                                               : rows == 3 ? 0x00010101
+                                               : rows == 2 ? 0x00000101
+                                                           : 0x00000001);
+        const __m512i* x = k.columns + (g * count + ox * a.stride[1]) * kLanes;
+        const __m512i* w = k.weight + g * a.kernel[1] * kLanes;
+        for (int kx = 0; kx < a.kernel[1]; ++kx) {
+#pragma GCC unroll 4
+          for (int j = 0; j < kLanes; ++j) {
+            acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], w[j]);
+            if constexpr (kFactor) window[j] = _mm512_dpbusd_epi32(window[j], x[j], ones);
+          }
+          x += a.dilation[1] * kLanes;
+          w += kLanes;
+        }
+      }
+      if constexpr (kFactor) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kLanes; ++j) {
+          acc[j] = _mm512_add_epi32(acc[j], _mm512_mullo_epi32(window[j], k.factor[j]));
+        }
+      }
+      finish(k, oy, ox, acc);
+    }
+  }
+}
+
+}  // namespace
+
+size_t dw_s8_scratch(const DwS8Args& a) {
+  const int64_t row_groups = (a.kernel[0] + 3) / 4;
+  return static_cast<size_t>(row_groups * (columns_of(a) + a.kernel[1]) * kLanes) *
+         sizeof(__m512i);
+}
+
+void dw_s8(const DwS8Args& a) {
+  const int row_groups = (a.kernel[0] + 3) / 4;
+  const int64_t taps = int64_t{row_groups} * a.kernel[1];
+  Wide k{};
+  k.a = &a;
+  k.columns = static_cast<__m512i*>(a.scratch);
+  k.weight = k.columns + row_groups * columns_of(a) * kLanes;
+  const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
+                    a.dilation[0] == 1 && a.dilation[1] == 1;
+  for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
+    const int64_t left = a.channels - k.c0;
+    k.n = static_cast<int>(left < kWide ? left : kWide);
+    k.groups = (k.n + kBlock - 1) / kBlock;
+    const int8_t* weight = a.weight + k.c0 * taps * 4;
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int j = 0; j < kLanes; ++j) {
+        k.weight[t * kLanes + j] = lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
+      }
+    }
+    for (int j = 0; j < kLanes; ++j) {
+      k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups);
+      k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups));
+      k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups));
+      if (a.window_factor != nullptr) {
+        k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups);
+      }
+    }
+    if (a.window_factor != nullptr) {
+      pair ? pairs<true>(k) : singles<true>(k);
+    } else {
+      pair ? pairs<false>(k) : singles<false>(k);
+    }
+  }
+}
+
+}  // namespace defakeq::avx512vnni

@@ -1,0 +1,111 @@
+// Few rows: the codes are expanded in registers and never stored.
+#include <cstring>
+
+#include "kernels/simd/epilogue.h"
+#include "kernels/simd/tiles.h"
+#include "kernels/x86/avx512vnni/expand.h"
+#include "kernels/x86/avx512vnni/kernels.h"
+#include "kernels/x86/avx512vnni/vec.h"
+
+namespace defakeq::avx512vnni {
+
+namespace {
+
+template <int kBits, int R, int NB>
+DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
+  __m512i acc[R][NB];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_setzero_si512();
+  }
+  const uint8_t* w = a.w + first_block * a.w_stride;
+  const int8_t* x[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) x[r] = a.rows[row + r];
+  for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; ++b) {
+      __m512i codes[kPlaneSteps];
+      expand_block<kBits>(w + b * a.w_stride, codes);
+#pragma GCC unroll 8
+      for (int v = 0; v < kPlaneSteps; ++v) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          int32_t four;
+          std::memcpy(&four, x[r] + (s + v) * 4, 4);
+          acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], codes[v], _mm512_set1_epi32(four));
+        }
+      }
+    }
+    w += kBits * 64;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; ++b) {
+      const __m512i one[1] = {acc[r][b]};
+      simd::finish_acc<Vec>(a, row + r, first_block + b, one);
+    }
+  }
+}
+
+template <int kBits>
+void strips(const GemmS8Args& a) {
+  int block = 0;
+  for (; block + kGemvBlocks <= a.blocks; block += kGemvBlocks) {
+    simd::for_tiles<kGemvRows>(
+        a.m, [&]<int R>(int64_t row) { tile<kBits, R, kGemvBlocks>(a, row, block); });
+  }
+  for (; block < a.blocks; ++block) {
+    simd::for_tiles<kGemvRows>(a.m,
+                               [&]<int R>(int64_t row) { tile<kBits, R, 1>(a, row, block); });
+  }
+}
+
+template <int kBits>
+void expand(const uint8_t* planes, int64_t steps, uint8_t* codes) {
+  for (int64_t s = 0; s < steps; s += kPlaneSteps) {
+    __m512i v[kPlaneSteps];
+    expand_block<kBits>(planes, v);
+    const int64_t left = steps - s < kPlaneSteps ? steps - s : kPlaneSteps;
+    if (left == kPlaneSteps) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kPlaneSteps; ++i) _mm512_storeu_si512(codes + i * 64, v[i]);
+    } else {
+      for (int64_t i = 0; i < left; ++i) _mm512_storeu_si512(codes + i * 64, v[i]);
+    }
+    planes += kBits * 64;
+    codes += kPlaneSteps * 64;
+  }
+}
+
+}  // namespace
+
+void gemv_s8(const GemmS8Args& a) {
+  switch (a.bits) {
+    case 1: return strips<1>(a);
+    case 2: return strips<2>(a);
+    case 3: return strips<3>(a);
+    case 4: return strips<4>(a);
+    case 5: return strips<5>(a);
+    case 6: return strips<6>(a);
+    case 7: return strips<7>(a);
+    default: return strips<8>(a);
+  }
+}
+
+void expand_codes(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes) {
+  switch (bits) {
+    case 1: return expand<1>(planes, steps, codes);
+    case 2: return expand<2>(planes, steps, codes);
+    case 3: return expand<3>(planes, steps, codes);
+    case 4: return expand<4>(planes, steps, codes);
+    case 5: return expand<5>(planes, steps, codes);
+    case 6: return expand<6>(planes, steps, codes);
+    case 7: return expand<7>(planes, steps, codes);
+    default: return expand<8>(planes, steps, codes);
+  }
+}
+
+}  // namespace defakeq::avx512vnni

@@ -1,0 +1,29 @@
+#include "kernels/simd/gemm_f32.h"
+#include "kernels/simd/rows.h"
+#include "kernels/x86/avx512vnni/kernels.h"
+#include "kernels/x86/avx512vnni/vec.h"
+
+namespace defakeq {
+
+const KernelTable* kernel_table_avx512vnni() {
+  static constexpr KernelTable kTable = {
+      .isa = "avx512vnni",
+      .gemm_s8 = avx512vnni::gemm_s8,
+      .gemv_s8 = avx512vnni::gemv_s8,
+      .gemm_f32 = simd::gemm_f32<Vec, 8, 2>,
+      .dw_s8 = avx512vnni::dw_s8,
+      .dw_s8_scratch = avx512vnni::dw_s8_scratch,
+      .dw_f32 = simd::dw_f32<Vec>,
+      .expand_codes = avx512vnni::expand_codes,
+      .codes_to_f32 = simd::codes_to_f32<Vec>,
+      .row_sums = avx512vnni::row_sums,
+      .quantize = simd::quantize<Vec>,
+      .dequantize = simd::dequantize<Vec>,
+      .to_f32 = simd::to_f32<Vec>,
+      .abs_max = simd::abs_max<Vec>,
+      .shuffle = avx512vnni::shuffle,
+  };
+  return &kTable;
+}
+
+}  // namespace defakeq
