@@ -1,0 +1,32 @@
+include(CheckCXXCompilerFlag)
+include(CheckCXXSourceCompiles)
+
+# defakeq_isa_sources(NAME FLAGS flag... DIR dir)
+#
+# Adds the sources below DIR as an object library compiled with FLAGS, and defines
+# DEFAKEQ_BUILT_<NAME> for everything else. When the compiler lacks one of the flags the variant is
+# dropped, and a line says so. The objects are appended to DEFAKEQ_ISA_OBJECTS.
+function(defakeq_isa_sources NAME)
+  cmake_parse_arguments(ARG "" "DIR" "FLAGS" ${ARGN})
+  string(TOUPPER "${NAME}" upper)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${ARG_DIR}/*.cpp")
+  if(NOT sources)
+    message(STATUS "DefakeQ: no ${NAME} kernels in ${ARG_DIR}")
+    return()
+  endif()
+  foreach(flag IN LISTS ARG_FLAGS)
+    string(MAKE_C_IDENTIFIER "DEFAKEQ_HAVE${flag}" variable)
+    check_cxx_compiler_flag("${flag}" ${variable})
+    if(NOT ${variable})
+      message(STATUS "DefakeQ: ${NAME} kernels are not built: the compiler lacks ${flag}")
+      return()
+    endif()
+  endforeach()
+  set(target defakeq_kernels_${NAME})
+  add_library(${target} OBJECT ${sources})
+  defakeq_common_options(${target})
+  target_compile_options(${target} PRIVATE ${ARG_FLAGS} ${DEFAKEQ_KERNEL_OPTIONS})
+  set(DEFAKEQ_ISA_OBJECTS ${DEFAKEQ_ISA_OBJECTS} ${target} PARENT_SCOPE)
+  set(DEFAKEQ_ISA_DEFINITIONS ${DEFAKEQ_ISA_DEFINITIONS} DEFAKEQ_BUILT_${upper} PARENT_SCOPE)
+  message(STATUS "DefakeQ: ${NAME} kernels: ${ARG_FLAGS}")
+endfunction()
