@@ -44,9 +44,9 @@ struct GemmS8Args {
   int taps;
   int64_t steps;
   int blocks;
-  const uint8_t* w;    // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes
-  int64_t w_stride;    // (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
-  int bits;            // gemv only
+  const uint8_t* w;  // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes
+  int64_t w_stride;  // (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
+  int bits;          // gemv only
   const int32_t* zero_point;  // [blocks * 16]
   const int32_t* correction;  // [blocks * 16] added to the accumulator
   const float* scale;         // [blocks * 16]
@@ -55,9 +55,9 @@ struct GemmS8Args {
   const float* row_scale;     // [m] or null
   const float* row_bias;      // [m][row_bias_stride], replaces bias, or null
   int64_t row_bias_stride;
-  void* out;           // row r at out + r * out_stride elements
+  void* out;  // row r at out + r * out_stride elements
   int64_t out_stride;
-  int n;               // valid outputs in these blocks, the rest is not stored
+  int n;  // valid outputs in these blocks, the rest is not stored
   Post post;
 };
 
@@ -92,19 +92,19 @@ struct DwS8Args {
   int64_t h, w, x_stride;
   int64_t out_w, oy0, oy1;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
-  int8_t pad_value;  // the activations' zero point
-  int64_t channels;  // valid channels from x on
-  const int8_t* weight;  // [blocks][row groups of 4][kw][16 channels][4 rows]
+  int8_t pad_value;              // the activations' zero point
+  int64_t channels;              // valid channels from x on
+  const int8_t* weight;          // [blocks][row groups of 4][kw][16 channels][4 rows]
   const int32_t* correction;     // [blocks * 16], for activations as x + 128
   const int32_t* window_factor;  // [blocks * 16], or null when all are 0
   const float* scale;
   const float* bias;
   float row_scale;  // dynamic activations: multiplies the accumulator; has_row_scale says if used
   bool has_row_scale;
-  void* out;           // pixel (oy, ox) at out + (oy * out_w + ox) * out_stride
+  void* out;  // pixel (oy, ox) at out + (oy * out_w + ox) * out_stride
   int64_t out_stride;
-  Post post;           // the residual is addressed as the output
-  void* scratch;       // dw_s8_scratch(args) bytes, 64-byte aligned
+  Post post;      // the residual is addressed as the output
+  void* scratch;  // dw_s8_scratch(args) bytes, 64-byte aligned
 };
 
 struct DwF32Args {
@@ -130,10 +130,10 @@ struct ShuffleSource {
   uint8_t mask[16];
 };
 struct ShufflePlan {
-  int64_t length;          // output bytes a row
-  const int32_t* first;    // [blocks + 1] index of the first source of a block
+  int64_t length;        // output bytes a row
+  const int32_t* first;  // [blocks + 1] index of the first source of a block
   const ShuffleSource* sources;
-  const uint8_t* fill;     // [blocks * 16]
+  const uint8_t* fill;  // [blocks * 16]
 };
 
 struct KernelTable {

@@ -12,8 +12,8 @@ namespace defakeq {
 
 // One precision of a packed weight, in the storage format. All pointers are borrowed.
 struct SegmentSpec {
-  int32_t bits = 8;   // 1 to 8: unsigned codes; 16: IEEE half
-  int64_t count = 0;  // output channels
+  int32_t bits = 8;                     // 1 to 8: unsigned codes; 16: IEEE half
+  int64_t count = 0;                    // output channels
   const int32_t* out_index = nullptr;   // [count], strictly increasing original ids
   const uint8_t* codes = nullptr;       // bits <= 8: [count][ceil(K * bits / 8)]
   const uint16_t* halves = nullptr;     // bits == 16: [count][K]

@@ -37,7 +37,7 @@ struct OpArgs {
   size_t blob_bytes = 0;
   const void* x = nullptr;
   DType x_dtype = DType::kFloat32;
-  void* out = nullptr;  // contiguous, of the layer's out_dtype
+  void* out = nullptr;             // contiguous, of the layer's out_dtype
   const void* residual = nullptr;  // shaped as the output, or null
   DType residual_dtype = DType::kFloat32;
   Quantization residual_quantization;

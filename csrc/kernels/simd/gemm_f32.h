@@ -17,9 +17,9 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
       for (int i = 0; i < kParts; ++i) {
         if (a.chain_from_bias) {
           const int at = (first_block + b) * kBlock + i * V::W;
-          acc[r][b][i] = V::load(a.row_bias != nullptr
-                                     ? a.row_bias + (row + r) * a.row_bias_stride + at
-                                     : a.bias + at);
+          acc[r][b][i] =
+              V::load(a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride + at
+                                            : a.bias + at);
         } else {
           acc[r][b][i] = V::set1(0.0f);
         }
@@ -49,9 +49,8 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
           const int at = col + i * V::W;
           typename V::F f = acc[r][b][i];
           if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row + r]));
-          const float* bias = a.row_bias != nullptr
-                                  ? a.row_bias + (row + r) * a.row_bias_stride + at
-                                  : a.bias + at;
+          const float* bias =
+              a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride + at : a.bias + at;
           acc[r][b][i] = V::fma(f, V::load(a.scale + at), V::load(bias));
         }
       }

@@ -1,7 +1,8 @@
-// Depthwise convolution, 64 channels at a time. Four input rows are interleaved to [column][channel]
-// [4 rows], so that one vpdpbusd takes four taps of a kernel column; activations are the unsigned
-// operand (x + 128). The byte unpacks permute channels within a vector quadruple in the way that the
-// final packs undo. 3-row kernels of stride 1 compute two output rows from one interleaving.
+// Depthwise convolution, 64 channels at a time. Four input rows are interleaved to
+// [column][channel] [4 rows], so that one vpdpbusd takes four taps of a kernel column; activations
+// are the unsigned operand (x + 128). The byte unpacks permute channels within a vector quadruple
+// in the way that the final packs undo. 3-row kernels of stride 1 compute two output rows from one
+// interleaving.
 #include "kernels/simd/epilogue.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
@@ -34,8 +35,8 @@ DQ_INLINE __m512i lanes_of(const void* base, int64_t group_bytes, int j, int gro
 struct Wide {
   const DwS8Args* a;
   int64_t c0;
-  int n;       // valid channels
-  int groups;  // valid 16-channel groups
+  int n;             // valid channels
+  int groups;        // valid 16-channel groups
   __m512i* columns;  // [row group][column][4]
   __m512i* weight;   // [row group][kw][4]
   __m512i correction[kLanes], factor[kLanes];
@@ -103,8 +104,8 @@ DQ_INLINE void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLan
     __m512i q[kLanes];
 #pragma GCC unroll 4
     for (int j = 0; j < kLanes; ++j) q[j] = simd::requantize<Vec>(post, y[j]);
-    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
-                                             _mm512_packs_epi32(q[2], q[3]));
+    const __m512i bytes =
+        _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
     int8_t* out = static_cast<int8_t*>(a.out) + pixel * a.out_stride + k.c0;
     if (k.n == kWide) {
       _mm512_storeu_si512(out, bytes);
@@ -147,8 +148,7 @@ DQ_INLINE void pair_outputs(const Wide& k, int64_t oy, int64_t ox, bool second) 
       const __m512i w = k.weight[kx * kLanes + j];
 #pragma GCC unroll 2
       for (int x = 0; x < kX; ++x) {
-        const __m512i top =
-            k.columns[(ox + x + kx) * kLanes + j];
+        const __m512i top = k.columns[(ox + x + kx) * kLanes + j];
         const __m512i bottom = _mm512_srli_epi32(top, 8);
         acc[0][x][j] = _mm512_dpbusd_epi32(acc[0][x][j], top, w);
         acc[1][x][j] = _mm512_dpbusd_epi32(acc[1][x][j], bottom, w);
@@ -239,8 +239,7 @@ void singles(const Wide& k) {
 
 size_t dw_s8_scratch(const DwS8Args& a) {
   const int64_t row_groups = (a.kernel[0] + 3) / 4;
-  return static_cast<size_t>(row_groups * (columns_of(a) + a.kernel[1]) * kLanes) *
-         sizeof(__m512i);
+  return static_cast<size_t>(row_groups * (columns_of(a) + a.kernel[1]) * kLanes) * sizeof(__m512i);
 }
 
 void dw_s8(const DwS8Args& a) {
@@ -259,7 +258,8 @@ void dw_s8(const DwS8Args& a) {
     const int8_t* weight = a.weight + k.c0 * taps * 4;
     for (int64_t t = 0; t < taps; ++t) {
       for (int j = 0; j < kLanes; ++j) {
-        k.weight[t * kLanes + j] = lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
+        k.weight[t * kLanes + j] =
+            lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
       }
     }
     for (int j = 0; j < kLanes; ++j) {

@@ -2,10 +2,10 @@
 // memory; nothing saturates, so the accumulators are exact.
 #include <cstring>
 
+#include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
-#include "kernels/simd/epilogue.h"
 
 namespace defakeq::avx512vnni {
 

@@ -1,0 +1,216 @@
+#include "ops/activations.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/tasks.h"
+
+namespace defakeq {
+
+namespace {
+
+// Readers take whole steps past a row's end; the codes there are zero, the bytes must exist.
+constexpr int64_t kSlack = 64;
+
+float scale_of_max(float max) { return max > 0.0f ? max / 127.0f : 1.0f; }
+
+}  // namespace
+
+float dynamic_scale(const KernelTable& kernels, const float* x, int64_t rows, int64_t row_length,
+                    int64_t stride) {
+  float max = 0.0f;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float m = kernels.abs_max(x + r * stride, row_length);
+    max = m > max ? m : max;
+  }
+  return scale_of_max(max);
+}
+
+Activations::Activations(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                         const Images& images, bool padded, int64_t read_multiple)
+    : layer_(layer), kernels_(kernels), args_(args), images_(images) {
+  if (padded) {
+    pad_y_ = layer.padding[0];
+    pad_x_ = layer.padding[1];
+  }
+  width_ = images.w + 2 * pad_x_;
+  height_ = images.h + 2 * pad_y_;
+  make_int8_ = layer.act_mode != ActMode::kNone;
+  make_float_ = layer.needs_float_rows != 0;
+  const bool rearranged = layer.gathers() || pad_x_ > 0 || pad_y_ > 0;
+  const bool whole_steps = layer.tap_length % read_multiple == 0;
+  // the float32 copy is made from whole int8 rows
+  const bool gaps = make_float_ && images.x_stride != layer.in_channels;
+  copy_int8_ =
+      make_int8_ && (rearranged || !whole_steps || gaps || args.x_dtype == DType::kFloat32);
+  copy_float_ = make_float_ && (rearranged || make_int8_);
+  const bool reads_x = make_int8_ ? !copy_int8_ : !copy_float_;
+  pitch_ = reads_x ? images.x_stride : layer.stored_inputs;
+}
+
+int64_t Activations::bytes_per_image() const {
+  const int64_t pixels = width_ * height_;
+  return pixels *
+             (pitch_ * ((copy_int8_ ? 1 : 0) + (copy_float_ ? 4 : 0)) + layer_.half_inputs * 4) +
+         images_.out_h * images_.out_w * 32;
+}
+
+void Activations::place(Arena& arena, int64_t chunk, int tasks) {
+  const int64_t pixels = chunk * width_ * height_;
+  if (copy_int8_) int8_copy_ = arena.take<int8_t>(pixels * pitch_ + kSlack);
+  if (copy_float_) float_copy_ = arena.take<float>(pixels * pitch_ + kSlack);
+  if (layer_.half_inputs > 0) {
+    half_copy_ = arena.take<float>(pixels * layer_.half_inputs + kSlack);
+  }
+  if (make_int8_ && layer_.act_mode != ActMode::kStatic) scales_ = arena.take<float>(chunk);
+  temporary_bytes_ = 0;
+  if (copy_int8_ && layer_.gathers() &&
+      (args_.x_dtype == DType::kFloat32 || layer_.in_channels < kBlock)) {
+    temporary_bytes_ = (images_.w * layer_.in_channels + kSlack + 63) / 64 * 64;
+    temporary_ = arena.take<int8_t>(temporary_bytes_ * tasks);
+  }
+}
+
+const void* Activations::x_at(int64_t image, int64_t y) const {
+  const int64_t at = (image * images_.h + y) * images_.w * images_.x_stride;
+  if (args_.x_dtype == DType::kFloat32) return static_cast<const float*>(args_.x) + at;
+  return static_cast<const int8_t*>(args_.x) + at;
+}
+
+// count adjacent pixels of x -> stored inputs, int8
+void Activations::quantize_pixels(const void* x, int64_t count, float inv_scale, int8_t* out,
+                                  int8_t* temporary) const {
+  const int64_t channels = layer_.in_channels;
+  const auto* bytes = static_cast<const int8_t*>(x);
+  int64_t stride = images_.x_stride;
+  if (args_.x_dtype == DType::kFloat32) {
+    const float zero = static_cast<float>(layer_.act.zero_point);
+    const float half = static_cast<float>(1 << (layer_.act.bits - 1));
+    int8_t* to = layer_.gathers() ? temporary : out;
+    const auto* floats = static_cast<const float*>(x);
+    const auto convert = [&](const float* from, int64_t n, int8_t* into) {
+      kernels_.quantize(from, n, inv_scale, layer_.act.zero_point, -half - zero, half - 1.0f - zero,
+                        into);
+    };
+    if (stride == channels) {
+      convert(floats, count * channels, to);
+    } else {
+      for (int64_t p = 0; p < count; ++p) convert(floats + p * stride, channels, to + p * channels);
+    }
+    if (!layer_.gathers()) return;
+    bytes = temporary;
+    stride = channels;
+  } else if (!layer_.gathers()) {
+    if (stride == channels) {
+      std::memcpy(out, bytes, static_cast<size_t>(count * channels));
+    } else {
+      for (int64_t p = 0; p < count; ++p) {
+        std::memcpy(out + p * channels, bytes + p * stride, static_cast<size_t>(channels));
+      }
+    }
+    return;
+  } else if (channels < kBlock) {
+    for (int64_t p = 0; p < count; ++p) {
+      std::memcpy(temporary + p * channels, bytes + p * stride, static_cast<size_t>(channels));
+    }
+    bytes = temporary;
+    stride = channels;
+  }
+  const ShufflePlan plan{layer_.gather_length(), layer_.at<int32_t>(layer_.gather_first),
+                         layer_.at<ShuffleSource>(layer_.gather_sources),
+                         layer_.at<uint8_t>(layer_.gather_fill)};
+  kernels_.shuffle(plan, reinterpret_cast<const uint8_t*>(bytes), stride, count,
+                   reinterpret_cast<uint8_t*>(out), pitch_);
+}
+
+void Activations::int8_row(int64_t image, int64_t y, float inv_scale, int8_t* out,
+                           int8_t* temporary) const {
+  const int zero = layer_.act.zero_point;
+  if (y < 0 || y >= images_.h) {
+    std::memset(out, zero, static_cast<size_t>(width_ * pitch_));
+    return;
+  }
+  std::memset(out, zero, static_cast<size_t>(pad_x_ * pitch_));
+  quantize_pixels(x_at(image, y), images_.w, inv_scale, out + pad_x_ * pitch_, temporary);
+  std::memset(out + (pad_x_ + images_.w) * pitch_, zero, static_cast<size_t>(pad_x_ * pitch_));
+}
+
+void Activations::float_row(int64_t image, int64_t y, float* out) const {
+  std::fill_n(out, width_ * pitch_, 0.0f);
+  if (y < 0 || y >= images_.h) return;
+  const auto* x = static_cast<const float*>(x_at(image, y));
+  const int32_t* index = layer_.gathers() ? layer_.at<int32_t>(layer_.in_index) : nullptr;
+  for (int64_t p = 0; p < images_.w; ++p) {
+    float* to = out + (pad_x_ + p) * pitch_;
+    const float* from = x + p * images_.x_stride;
+    for (int64_t c = 0; c < layer_.stored_inputs; ++c) {
+      to[c] = from[index != nullptr ? index[c] : c];
+    }
+  }
+}
+
+void Activations::half_row(int64_t image, int64_t y, float* out) const {
+  const int64_t count = layer_.half_inputs;
+  std::fill_n(out, width_ * count, 0.0f);
+  if (y < 0 || y >= images_.h) return;
+  const int32_t* index = layer_.at<int32_t>(layer_.half_in_index);
+  for (int64_t p = 0; p < images_.w; ++p) {
+    float* to = out + (pad_x_ + p) * count;
+    if (args_.half_input != nullptr) {
+      const int64_t pixel = (image * images_.h + y) * images_.w + p;
+      std::memcpy(to, args_.half_input + pixel * count, static_cast<size_t>(count) * sizeof(float));
+    } else {
+      const float* from = static_cast<const float*>(x_at(image, y)) + p * images_.x_stride;
+      for (int64_t c = 0; c < count; ++c) to[c] = from[index[c]];
+    }
+  }
+}
+
+void Activations::prepare(int64_t first, int64_t count, float tensor_scale, Parallel& parallel) {
+  if (scales_ != nullptr) {
+    if (layer_.act_mode == ActMode::kDynamicTensor) {
+      std::fill_n(scales_, count, tensor_scale);
+    } else {
+      for_tasks(parallel, count, [&](int64_t, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          scales_[i] = dynamic_scale(kernels_, static_cast<const float*>(x_at(first + i, 0)),
+                                     images_.h * images_.w, layer_.in_channels, images_.x_stride);
+        }
+      });
+    }
+  }
+  const int64_t row = width_ * pitch_;
+  const int64_t half_row_length = width_ * layer_.half_inputs;
+  if (copy_int8_ || copy_float_ || layer_.half_inputs > 0) {
+    for_tasks(parallel, count * height_, [&](int64_t task, int64_t begin, int64_t end) {
+      int8_t* temporary = temporary_ + task * temporary_bytes_;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t image = i / height_, y = i % height_ - pad_y_;
+        if (copy_int8_) {
+          const float inv = scales_ != nullptr ? 1.0f / scales_[image] : layer_.act_inv_scale;
+          int8_row(first + image, y, inv, int8_copy_ + i * row, temporary);
+        }
+        if (copy_float_) {
+          float* out = float_copy_ + i * row;
+          if (!make_int8_) {
+            float_row(first + image, y, out);
+          } else {
+            const int8_t* from = copy_int8_ ? int8_copy_ + i * row
+                                            : static_cast<const int8_t*>(x_at(first + image, y));
+            kernels_.to_f32(from, row, layer_.act.zero_point, out);
+          }
+        }
+        if (layer_.half_inputs > 0) {
+          half_row(first + image, y, half_copy_ + i * half_row_length);
+        }
+      }
+    });
+  }
+  if (make_int8_) {
+    int8_ = copy_int8_ ? int8_copy_ : static_cast<const int8_t*>(x_at(first, 0));
+  }
+  if (make_float_) float_ = copy_float_ ? float_copy_ : static_cast<const float*>(x_at(first, 0));
+  half_ = half_copy_;
+}
+
+}  // namespace defakeq

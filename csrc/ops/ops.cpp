@@ -1,0 +1,113 @@
+#include "defakeq/ops.h"
+
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch/dispatch.h"
+#include "ops/post.h"
+#include "ops/product.h"
+#include "pack/packed_layer.h"
+
+namespace defakeq {
+
+namespace {
+
+// Below this many operations a second thread costs more than it brings.
+constexpr int64_t kSerialMacs = 64 * 1024;
+
+void run(const PackedLayer& layer, const OpArgs& args, const Images& images, Parallel& parallel,
+         Scratch& scratch) {
+  Serial serial;
+  const int64_t taps = int64_t{layer.kernel[0]} * layer.kernel[1];
+  const int64_t macs = images.n * images.out_h * images.out_w * taps * layer.stored_outputs *
+                       (layer.in_channels / layer.groups);
+  Parallel& chosen = macs < kSerialMacs ? serial : parallel;
+  if (layer.strategy == Strategy::kDepthwise) {
+    run_depthwise(layer, kernels(), args, images, chosen, scratch);
+  } else {
+    run_product(layer, kernels(), args, images, chosen, scratch);
+  }
+}
+
+}  // namespace
+
+Parallel::~Parallel() = default;
+Serial::~Serial() = default;
+Scratch::~Scratch() = default;
+
+GrowingScratch::~GrowingScratch() { std::free(data_); }
+
+void* GrowingScratch::get(size_t bytes) {
+  if (bytes > bytes_) {
+    std::free(data_);
+    bytes_ = 0;
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    data_ = std::aligned_alloc(64, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+    bytes_ = rounded;
+  }
+  return data_;
+}
+
+int64_t conv_out_size(int64_t in, int32_t kernel, int32_t stride, int32_t padding,
+                      int32_t dilation) {
+  const int64_t span = int64_t{dilation} * (kernel - 1) + 1;
+  const int64_t padded = in + 2 * int64_t{padding};
+  return padded < span ? 0 : (padded - span) / stride + 1;
+}
+
+void linear(const OpArgs& args, int64_t rows, int64_t x_stride, Parallel& parallel,
+            Scratch& scratch) {
+  const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
+  if (layer.kind != LayerKind::kLinear) {
+    throw std::invalid_argument("packed: found a conv2d layer, accepted: a linear layer");
+  }
+  if (rows < 0) {
+    throw std::invalid_argument("rows: found " + std::to_string(rows) + ", accepted: 0 or more");
+  }
+  check_args(layer, args, rows == 0);
+  if (rows == 0) return;
+  if (x_stride < layer.in_channels) {
+    throw std::invalid_argument("x_stride: found " + std::to_string(x_stride) +
+                                ", accepted: at least " + std::to_string(layer.in_channels));
+  }
+  run(layer, args, Images{rows, 1, 1, x_stride, 1, 1}, parallel, scratch);
+}
+
+void conv2d(const OpArgs& args, int64_t n, int64_t h, int64_t w, Parallel& parallel,
+            Scratch& scratch) {
+  const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
+  if (layer.kind != LayerKind::kConv2d) {
+    throw std::invalid_argument("packed: found a linear layer, accepted: a conv2d layer");
+  }
+  if (n < 0 || h < 1 || w < 1) {
+    throw std::invalid_argument("x: found " + std::to_string(n) + " images of " +
+                                std::to_string(h) + "x" + std::to_string(w) +
+                                ", accepted: 0 or more images of at least 1x1");
+  }
+  const int64_t out_h =
+      conv_out_size(h, layer.kernel[0], layer.stride[0], layer.padding[0], layer.dilation[0]);
+  const int64_t out_w =
+      conv_out_size(w, layer.kernel[1], layer.stride[1], layer.padding[1], layer.dilation[1]);
+  if (out_h < 1 || out_w < 1) {
+    throw std::invalid_argument("x: found an image of " + std::to_string(h) + "x" +
+                                std::to_string(w) + ", accepted: one that the kernel fits into");
+  }
+  check_args(layer, args, n == 0);
+  if (n == 0) return;
+  run(layer, args, Images{n, h, w, layer.in_channels, out_h, out_w}, parallel, scratch);
+}
+
+void quantize(const float* x, int64_t count, const Quantization& q, int8_t* out) {
+  const float half = static_cast<float>(1 << (q.bits - 1));
+  const float zero = static_cast<float>(q.zero_point);
+  kernels().quantize(x, count, 1.0f / q.scale, q.zero_point, -half - zero, half - 1.0f - zero, out);
+}
+
+void dequantize(const int8_t* x, int64_t count, const Quantization& q, float* out) {
+  kernels().dequantize(x, count, q.scale, q.zero_point, out);
+}
+
+}  // namespace defakeq

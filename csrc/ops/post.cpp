@@ -1,0 +1,93 @@
+#include "ops/post.h"
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace defakeq {
+
+Post raw_post() { return Post{}; }
+
+Post make_post(const PackedLayer& layer, const OpArgs& args) {
+  Post post;
+  post.activation = layer.activation;
+  post.out_dtype = layer.out_dtype;
+  if (layer.out_dtype == DType::kInt8) {
+    const int32_t half = 1 << (layer.out.bits - 1);
+    post.inv_scale = layer.out_inv_scale;
+    post.zero_point = layer.out.zero_point;
+    post.low = static_cast<float>(-half - layer.out.zero_point);
+    post.high = static_cast<float>(half - 1 - layer.out.zero_point);
+  }
+  if (args.residual != nullptr) {
+    post.residual = args.residual;
+    post.residual_stride = layer.out_channels;
+    post.residual_dtype = args.residual_dtype;
+    post.residual_scale = args.residual_quantization.scale;
+    post.residual_zero_point = args.residual_quantization.zero_point;
+  }
+  return post;
+}
+
+void check_args(const PackedLayer& layer, const OpArgs& args, bool empty) {
+  if (!empty && (args.x == nullptr || args.out == nullptr)) {
+    throw std::invalid_argument("x: found a null pointer, accepted: data of the stated shape");
+  }
+  if (args.x_dtype == DType::kInt8 && layer.act_mode != ActMode::kStatic) {
+    throw std::invalid_argument(
+        "x: found int8, accepted: float32 (only statically quantized layers read int8)");
+  }
+  if (layer.half_inputs > 0 && args.x_dtype == DType::kInt8 && args.half_input == nullptr) {
+    throw std::invalid_argument(
+        "half_input: found nothing, accepted: the float32 values of the half-precision inputs, "
+        "since x is int8");
+  }
+  if (args.residual != nullptr && args.residual_dtype == DType::kInt8 &&
+      !(std::isfinite(args.residual_quantization.scale) &&
+        args.residual_quantization.scale > 0.0f)) {
+    throw std::invalid_argument("residual_scale: found " +
+                                std::to_string(args.residual_quantization.scale) +
+                                ", accepted: a finite positive number for an int8 residual");
+  }
+}
+
+void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const void* tmp,
+                  int64_t rows, void* out) {
+  const int64_t slots = layer.slots();
+  if (layer.out_dtype == DType::kInt8) {
+    const ShufflePlan plan{layer.out_channels, layer.at<int32_t>(layer.scatter_first),
+                           layer.at<ShuffleSource>(layer.scatter_sources),
+                           layer.at<uint8_t>(layer.scatter_fill)};
+    kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), slots, rows, static_cast<uint8_t*>(out),
+                    layer.out_channels);
+    return;
+  }
+  const int32_t* slot = layer.at<int32_t>(layer.channel_slot);
+  const auto* from = static_cast<const float*>(tmp);
+  auto* to = static_cast<float*>(out);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < layer.out_channels; ++c) to[c] = slot[c] >= 0 ? from[slot[c]] : 0.0f;
+    from += slots;
+    to += layer.out_channels;
+  }
+}
+
+void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
+                     void* out) {
+  const int32_t* channel = layer.at<int32_t>(layer.slot_channel);
+  const int64_t slots = layer.slots();
+  const auto move = [&](const auto* from, auto* to) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t s = 0; s < slots; ++s) {
+        to[r * slots + s] = channel[s] >= 0 ? from[r * layer.out_channels + channel[s]] : 0;
+      }
+    }
+  };
+  if (dtype == DType::kFloat32) {
+    move(static_cast<const float*>(residual), static_cast<float*>(out));
+  } else {
+    move(static_cast<const int8_t*>(residual), static_cast<int8_t*>(out));
+  }
+}
+
+}  // namespace defakeq

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "defakeq/ops.h"
+#include "kernels/kernel_table.h"
+#include "pack/packed_layer.h"
+
+namespace defakeq {
+
+Post make_post(const PackedLayer& layer, const OpArgs& args);
+// Intermediate float32 results: nothing is applied.
+Post raw_post();
+
+// Checks what both operators share; throws std::invalid_argument.
+void check_args(const PackedLayer& layer, const OpArgs& args, bool empty);
+
+// slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero.
+void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const void* tmp,
+                  int64_t rows, void* out);
+// channels -> slots for a residual.
+void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
+                     void* out);
+
+inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 1; }
+
+inline void* offset(void* p, int64_t elements, DType dtype) {
+  return static_cast<char*>(p) + elements * size_of(dtype);
+}
+inline const void* offset(const void* p, int64_t elements, DType dtype) {
+  return static_cast<const char*>(p) + elements * size_of(dtype);
+}
+
+}  // namespace defakeq

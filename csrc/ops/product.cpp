@@ -1,0 +1,464 @@
+#include "ops/product.h"
+
+#include <algorithm>
+
+#include "ops/arena.h"
+#include "ops/post.h"
+#include "ops/tasks.h"
+
+namespace defakeq {
+
+namespace {
+
+// Adjacent blocks of one width and convolution group.
+struct Strip {
+  int32_t first, count;
+};
+
+constexpr int64_t kChunkBytes = int64_t{64} << 20;
+constexpr int64_t kScratchFloats = kTileBlocks * kBlock;
+
+class Product {
+ public:
+  Product(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+          const Images& images, Parallel& parallel)
+      : layer_(layer),
+        kernels_(kernels),
+        args_(args),
+        images_(images),
+        parallel_(parallel),
+        gemv_(uses_gemv()),
+        activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4) {
+    tasks_ = std::max(parallel.threads(), 1);
+    chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(activations_.bytes_per_image(), 1),
+                                 1, images.n);
+    rows_per_image_ = images.out_h * images.out_w;
+  }
+
+  void place(Arena& arena);
+  void run();
+
+ private:
+  bool uses_gemv() const {
+    return layer_.kind == LayerKind::kLinear && images_.n <= kGemvRows &&
+           layer_.act_mode != ActMode::kNone &&
+           (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
+  }
+  void run_chunk(int64_t first, int64_t count, float tensor_scale);
+  void find_strips();
+  void find_rows(int64_t count);
+  void sum_rows();
+  void run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
+  void int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
+  void float_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
+  const float* half_chain(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
+  const uint8_t* expanded(int64_t task, const Strip& strip);
+  template <class Args>
+  void set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums);
+
+  const PackedBlock& block(int i) const { return layer_.at<PackedBlock>(layer_.block_table)[i]; }
+  const int64_t* taps_of(int group) const { return tap_offset_ + int64_t{group} * layer_.taps; }
+
+  const PackedLayer& layer_;
+  const KernelTable& kernels_;
+  const OpArgs& args_;
+  const Images& images_;
+  Parallel& parallel_;
+  bool gemv_;
+  Activations activations_;
+  int tasks_ = 1;
+  int64_t chunk_ = 1, rows_per_image_ = 1, m_ = 0;
+
+  // scratch
+  Strip* strips_ = nullptr;
+  int64_t strip_count_ = 0;
+  int64_t* tap_offset_ = nullptr;       // [groups][taps]
+  int64_t* half_tap_offset_ = nullptr;  // [taps]
+  int64_t* piece_offset_ = nullptr;     // [pieces]
+  const int8_t** rows_ = nullptr;
+  const float** float_rows_ = nullptr;
+  const float** half_rows_ = nullptr;
+  int32_t* row_sum_ = nullptr;  // [groups or pieces][m]
+  float* row_scale_ = nullptr;  // [m], dynamic activations
+  uint8_t* codes_ = nullptr;    // a task: expanded codes of a strip
+  float* panel_ = nullptr;      // a task: float32 weights of a strip
+  float* sums_ = nullptr;       // a task: [m][32] intermediate results
+  int64_t codes_bytes_ = 0, panel_floats_ = 0, sums_floats_ = 0;
+  int32_t* cached_ = nullptr;  // a task: first block of the strip in codes_ / panel_, -1
+  void* slots_out_ = nullptr;
+  void* slots_residual_ = nullptr;
+
+  void* out_ = nullptr;  // of the running chunk, slot order unless direct
+  int64_t out_stride_ = 0;
+  Post post_;
+};
+
+void Product::find_strips() {
+  const int limit = gemv_ ? kGemvBlocks : kTileBlocks;
+  strip_count_ = 0;
+  for (int b = 0; b < layer_.blocks;) {
+    int count = 1;
+    while (count < limit && b + count < layer_.blocks && block(b + count).bits == block(b).bits &&
+           block(b + count).group == block(b).group) {
+      ++count;
+    }
+    if (block(b).bits == 16) count = std::min(count, kTileBlocks);
+    strips_[strip_count_++] = {b, count};
+    b += count;
+  }
+}
+
+void Product::place(Arena& arena) {
+  const bool ints = layer_.int_blocks > 0;
+  const bool weight_only = layer_.act_mode == ActMode::kNone;
+  const int64_t m = chunk_ * rows_per_image_;
+  activations_.place(arena, chunk_, tasks_);
+  strips_ = arena.take<Strip>(layer_.blocks);
+  tap_offset_ = arena.take<int64_t>(int64_t{layer_.taps} * layer_.groups);
+  piece_offset_ = arena.take<int64_t>(layer_.pieces);
+  if (!weight_only) rows_ = arena.take<const int8_t*>(m);
+  if (layer_.needs_float_rows) float_rows_ = arena.take<const float*>(m);
+  if (layer_.half_inputs > 0) {
+    half_rows_ = arena.take<const float*>(m);
+    half_tap_offset_ = arena.take<int64_t>(layer_.taps);
+  }
+  if (ints && !weight_only) {
+    row_sum_ = arena.take<int32_t>(m * std::max(layer_.groups, layer_.pieces));
+  }
+  if (layer_.act_mode == ActMode::kDynamicRow || layer_.act_mode == ActMode::kDynamicTensor) {
+    row_scale_ = arena.take<float>(m);
+  }
+  if (ints) {
+    codes_bytes_ = kTileBlocks * layer_.padded_steps * 64;
+    codes_ = arena.take<uint8_t>(codes_bytes_ * tasks_);
+  }
+  if (ints && weight_only) {
+    // one tap's trailing step may write past the tap
+    panel_floats_ = kTileBlocks * (layer_.padded_steps * 64 + 64);
+    panel_ = arena.take<float>(panel_floats_ * tasks_);
+  }
+  if (layer_.half_inputs > 0 || layer_.pieces > 1) {
+    sums_floats_ = m * kGemvBlocks * kBlock;
+    sums_ = arena.take<float>(sums_floats_ * tasks_);
+  }
+  cached_ = arena.take<int32_t>(tasks_ * int64_t{16});
+  if (!layer_.direct) {
+    slots_out_ = arena.take<char>(m * layer_.slots() * size_of(layer_.out_dtype));
+    if (args_.residual != nullptr) {
+      slots_residual_ = arena.take<char>(m * layer_.slots() * size_of(args_.residual_dtype));
+    }
+  }
+}
+
+void Product::find_rows(int64_t count) {
+  const int64_t pitch = activations_.pixel_pitch();
+  const int64_t width = activations_.width(), height = activations_.height();
+  const int64_t group_inputs = layer_.stored_inputs / layer_.groups;
+  const int64_t per_row = layer_.merged_row ? 1 : layer_.kernel[1];
+  for (int64_t t = 0; t < layer_.taps; ++t) {
+    const int64_t pixel =
+        t / per_row * layer_.dilation[0] * width + t % per_row * layer_.dilation[1];
+    for (int64_t g = 0; g < layer_.groups; ++g) {
+      tap_offset_[g * layer_.taps + t] = pixel * pitch + g * group_inputs;
+    }
+    if (half_tap_offset_ != nullptr) half_tap_offset_[t] = pixel * layer_.half_inputs;
+  }
+  for (int64_t p = 0; p < layer_.pieces; ++p) {
+    piece_offset_[p] =
+        tap_offset_[p / layer_.pieces_per_tap] + p % layer_.pieces_per_tap * layer_.group_size;
+  }
+  const int8_t* bytes = activations_.int8_base();
+  const float* floats = activations_.float_base();
+  const float* halves = activations_.half_base();
+  const float* scales = activations_.image_scale();
+  int64_t r = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    for (int64_t y = 0; y < images_.out_h; ++y) {
+      int64_t pixel = (n * height + y * layer_.stride[0]) * width;
+      for (int64_t x = 0; x < images_.out_w; ++x, ++r, pixel += layer_.stride[1]) {
+        if (rows_ != nullptr) rows_[r] = bytes + pixel * pitch;
+        if (float_rows_ != nullptr) float_rows_[r] = floats + pixel * pitch;
+        if (half_rows_ != nullptr) half_rows_[r] = halves + pixel * layer_.half_inputs;
+        if (row_scale_ != nullptr) row_scale_[r] = scales[n];
+      }
+    }
+  }
+  m_ = r;
+}
+
+void Product::sum_rows() {
+  if (row_sum_ == nullptr) return;
+  for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
+    if (layer_.pieces > 1) {
+      for (int64_t p = 0; p < layer_.pieces; ++p) {
+        const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
+        const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
+        kernels_.row_sums(rows_ + begin, end - begin, piece_offset_ + p, 1, length,
+                          row_sum_ + p * m_ + begin);
+      }
+      return;
+    }
+    for (int g = 0; g < layer_.groups; ++g) {
+      kernels_.row_sums(rows_ + begin, end - begin, taps_of(g), layer_.taps, layer_.tap_length,
+                        row_sum_ + g * m_ + begin);
+    }
+  });
+}
+
+// Codes of the strip, one byte each; expanded once a task and strip.
+const uint8_t* Product::expanded(int64_t task, const Strip& strip) {
+  const PackedBlock& b = block(strip.first);
+  if (b.bits == 8) return layer_.at<uint8_t>(b.weight);
+  uint8_t* codes = codes_ + task * codes_bytes_;
+  if (cached_[task * 16] != strip.first) {
+    for (int i = 0; i < strip.count; ++i) {
+      kernels_.expand_codes(layer_.at<uint8_t>(block(strip.first + i).weight), b.bits,
+                            layer_.padded_steps, codes + i * layer_.padded_steps * 64);
+    }
+    cached_[task * 16] = strip.first;
+  }
+  return codes;
+}
+
+template <class Args>
+void Product::set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums) {
+  const int64_t col = int64_t{strip.first} * kBlock;
+  const int lanes = strip.count * kBlock;
+  a.n = lanes;
+  if (raw) {
+    a.out = sums;
+    a.out_stride = lanes;
+    a.post = raw_post();
+    return;
+  }
+  if (layer_.direct) a.n = static_cast<int>(std::min<int64_t>(lanes, layer_.out_channels - col));
+  a.out = offset(out_, row0 * out_stride_ + col, layer_.out_dtype);
+  a.out_stride = out_stride_;
+  a.post = post_;
+  if (post_.residual != nullptr) {
+    a.post.residual =
+        offset(post_.residual, row0 * post_.residual_stride + col, post_.residual_dtype);
+  }
+}
+
+// bias + the half-precision inputs' chain, or null when there are none
+const float* Product::half_chain(int64_t task, const Strip& strip, int64_t row0, int64_t row1) {
+  if (layer_.half_inputs == 0) return nullptr;
+  float* sums = sums_ + task * sums_floats_;
+  GemmF32Args a{};
+  a.rows = half_rows_ + row0;
+  a.m = row1 - row0;
+  a.tap_offset = half_tap_offset_;
+  a.taps = layer_.taps;
+  a.length = layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
+  a.blocks = strip.count;
+  a.w = layer_.at<float>(block(strip.first).half_in);
+  a.w_stride = a.taps * a.length * kBlock;
+  a.chain_from_bias = true;
+  a.bias = layer_.at<float>(layer_.bias) + int64_t{strip.first} * kBlock;
+  set_output(a, strip, row0, true, sums);
+  kernels_.gemm_f32(a);
+  return sums;
+}
+
+void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1) {
+  const PackedBlock& b = block(strip.first);
+  const int64_t slot = int64_t{strip.first} * kBlock, slots = layer_.slots();
+  float* sums = sums_ + task * sums_floats_;
+  GemmS8Args a{};
+  a.rows = rows_ + row0;
+  a.m = row1 - row0;
+  a.tap_offset = taps_of(b.group);
+  a.taps = layer_.taps;
+  a.steps = layer_.tap_steps;
+  a.blocks = strip.count;
+  a.bits = b.bits;
+  a.w = gemv_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip);
+  a.w_stride = gemv_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
+  a.bias = layer_.at<float>(layer_.bias) + slot;
+  a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;
+  a.row_bias = half_chain(task, strip, row0, row1);
+  a.row_bias_stride = int64_t{strip.count} * kBlock;
+  const auto parameters = [&](int64_t piece) {
+    a.zero_point = layer_.at<int32_t>(layer_.zero_point) + piece * slots + slot;
+    a.correction = layer_.at<int32_t>(layer_.correction) + piece * slots + slot;
+    a.scale = layer_.at<float>(layer_.scale) + piece * slots + slot;
+  };
+  const auto call = [&] {
+    if (gemv_) {
+      a.steps = (a.steps + kPlaneSteps - 1) / kPlaneSteps * kPlaneSteps;
+      kernels_.gemv_s8(a);
+    } else {
+      kernels_.gemm_s8(a);
+    }
+  };
+  if (layer_.pieces == 1) {
+    parameters(0);
+    a.row_sum = row_sum_ + b.group * m_ + row0;
+    set_output(a, strip, row0, false, nullptr);
+    call();
+    return;
+  }
+  const uint8_t* w = a.w;
+  a.taps = 1;
+  for (int64_t p = 0; p < layer_.pieces; ++p) {
+    const int64_t tap = p / layer_.pieces_per_tap;
+    const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
+    const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
+    const int64_t step = tap * layer_.tap_steps + start / 4;
+    parameters(p);
+    a.tap_offset = piece_offset_ + p;
+    a.steps = (length + 3) / 4;
+    a.w = w + (gemv_ ? step / kPlaneSteps * b.bits * 64 : step * 64);
+    a.row_sum = row_sum_ + p * m_ + row0;
+    set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
+    call();
+    a.row_bias = sums;
+  }
+}
+
+void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1) {
+  const PackedBlock& b = block(strip.first);
+  const int64_t slot = int64_t{strip.first} * kBlock, slots = layer_.slots();
+  const int64_t reduction = layer_.taps * layer_.tap_length;
+  float* sums = sums_ + task * sums_floats_;
+  GemmF32Args a{};
+  a.rows = float_rows_ + row0;
+  a.m = row1 - row0;
+  a.tap_offset = taps_of(b.group);
+  a.taps = layer_.taps;
+  a.length = layer_.tap_length;
+  a.blocks = strip.count;
+  a.bias = layer_.at<float>(layer_.bias) + slot;
+  a.scale = layer_.at<float>(layer_.scale) + slot;
+  a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;
+  a.row_bias = half_chain(task, strip, row0, row1);
+  a.row_bias_stride = int64_t{strip.count} * kBlock;
+  if (b.bits == 16) {
+    a.w = layer_.at<float>(b.weight);
+    a.w_stride = reduction * kBlock;
+    set_output(a, strip, row0, false, nullptr);
+    kernels_.gemm_f32(a);
+    return;
+  }
+  const uint8_t* codes = expanded(task, strip);
+  float* panel = panel_ + task * panel_floats_;
+  const auto* zero_point = layer_.at<int32_t>(layer_.zero_point) + slot;
+  const int64_t code_stride = layer_.padded_steps * 64;
+  if (layer_.pieces == 1) {
+    a.w_stride = (reduction + 4) * kBlock;
+    for (int i = 0; i < strip.count; ++i) {
+      for (int64_t t = 0; t < layer_.taps; ++t) {
+        kernels_.codes_to_f32(codes + i * code_stride + t * layer_.tap_steps * 64, layer_.tap_steps,
+                              zero_point + i * kBlock,
+                              panel + i * a.w_stride + t * layer_.tap_length * kBlock);
+      }
+    }
+    a.w = panel;
+    set_output(a, strip, row0, false, nullptr);
+    kernels_.gemm_f32(a);
+    return;
+  }
+  a.taps = 1;
+  a.w = panel;
+  a.w_stride = (layer_.group_size + 4) * kBlock;
+  for (int64_t p = 0; p < layer_.pieces; ++p) {
+    const int64_t tap = p / layer_.pieces_per_tap;
+    const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
+    a.length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
+    for (int i = 0; i < strip.count; ++i) {
+      kernels_.codes_to_f32(codes + i * code_stride + (tap * layer_.tap_steps + start / 4) * 64,
+                            (a.length + 3) / 4, zero_point + p * slots + i * kBlock,
+                            panel + i * a.w_stride);
+    }
+    a.tap_offset = piece_offset_ + p;
+    a.scale = layer_.at<float>(layer_.scale) + p * slots + slot;
+    set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
+    kernels_.gemm_f32(a);
+    a.row_bias = sums;
+  }
+}
+
+void Product::run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1) {
+  if (block(strip.first).bits == 16 || layer_.act_mode == ActMode::kNone) {
+    float_strip(task, strip, row0, row1);
+  } else {
+    int_strip(task, strip, row0, row1);
+  }
+}
+
+void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
+  activations_.prepare(first, count, tensor_scale, parallel_);
+  find_rows(count);
+  sum_rows();
+  const int64_t row0 = first * rows_per_image_;
+  void* final_out = offset(args_.out, row0 * layer_.out_channels, layer_.out_dtype);
+  post_ = make_post(layer_, args_);
+  if (post_.residual != nullptr) {
+    post_.residual = offset(post_.residual, row0 * layer_.out_channels, post_.residual_dtype);
+  }
+  out_ = final_out;
+  out_stride_ = layer_.out_channels;
+  if (!layer_.direct) {
+    out_ = slots_out_;
+    out_stride_ = layer_.slots();
+    if (post_.residual != nullptr) {
+      for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
+        gather_residual(layer_, post_.residual_dtype,
+                        offset(post_.residual, begin * layer_.out_channels, post_.residual_dtype),
+                        end - begin,
+                        offset(slots_residual_, begin * layer_.slots(), post_.residual_dtype));
+      });
+      post_.residual = slots_residual_;
+      post_.residual_stride = layer_.slots();
+    }
+  }
+  for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
+  // Strips outside, rows inside: a strip's weights stay in cache over all rows. Rows are cut only
+  // when there are too few strips for the threads.
+  const int64_t parts = std::clamp<int64_t>(
+      tasks_ == 1 ? 1 : (4 * tasks_ + strip_count_ - 1) / std::max<int64_t>(strip_count_, 1), 1,
+      (m_ + kTileRows - 1) / kTileRows);
+  for_tasks(parallel_, strip_count_ * parts, [&](int64_t task, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      // adjacent parts of one strip run as one
+      const int64_t strip = i / parts, last = std::min(end, (strip + 1) * parts);
+      const int64_t from = i % parts, to = last - strip * parts;
+      run_strip(task, strips_[strip], m_ * from / parts, m_ * to / parts);
+      i = last;
+    }
+  });
+  if (!layer_.direct) {
+    for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
+      scatter_rows(layer_, kernels_, offset(out_, begin * layer_.slots(), layer_.out_dtype),
+                   end - begin, offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
+    });
+  }
+}
+
+void Product::run() {
+  find_strips();
+  float tensor_scale = 1.0f;
+  if (layer_.act_mode == ActMode::kDynamicTensor) {
+    tensor_scale =
+        dynamic_scale(kernels_, static_cast<const float*>(args_.x),
+                      images_.n * images_.h * images_.w, layer_.in_channels, images_.x_stride);
+  }
+  for (int64_t first = 0; first < images_.n; first += chunk_) {
+    run_chunk(first, std::min(chunk_, images_.n - first), tensor_scale);
+  }
+}
+
+}  // namespace
+
+void run_product(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                 const Images& images, Parallel& parallel, Scratch& scratch) {
+  Product product(layer, kernels, args, images, parallel);
+  Arena sizes;
+  product.place(sizes);
+  Arena arena(scratch.get(sizes.used()));
+  product.place(arena);
+  product.run();
+}
+
+}  // namespace defakeq
