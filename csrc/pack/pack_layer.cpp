@@ -389,7 +389,10 @@ void Packer::plan() {
     } else if (!shape_.depthwise) {
       b.packed.weight = at.take(h.block_bytes(b.packed.bits));
     }
-    if (s_.half_in_count > 0) {
+  }
+  // Apart from the weights, so that both have one stride over the blocks of a strip.
+  if (s_.half_in_count > 0) {
+    for (Block& b : blocks_) {
       b.packed.half_in = at.take(shape_.kernel_taps * s_.half_in_count * kBlock * 4);
     }
   }
