@@ -30,7 +30,7 @@ struct Post {
   const void* residual = nullptr;  // row r at residual + r * residual_stride elements
   int64_t residual_stride = 0;
   DType residual_dtype = DType::kFloat32;
-  float residual_scale = 1.0f;
+  float residual_scale = 1.0f;  // y = fma(r - residual_zero_point, residual_scale, y)
   int32_t residual_zero_point = 0;
 };
 

@@ -23,7 +23,9 @@ Post make_post(const PackedLayer& layer, const OpArgs& args) {
     post.residual = args.residual;
     post.residual_stride = layer.out_channels;
     post.residual_dtype = args.residual_dtype;
-    post.residual_scale = args.residual_quantization.scale;
+    const bool quantized = args.residual_dtype == DType::kInt8;
+    post.residual_scale =
+        (quantized ? args.residual_quantization.scale : 1.0f) * layer.residual_factor;
     post.residual_zero_point = args.residual_quantization.zero_point;
   }
   return post;

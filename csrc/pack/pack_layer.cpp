@@ -288,7 +288,10 @@ void Packer::plan() {
   if (s_.act_mode != ActMode::kStatic) h.act = Quantization{};
   h.out = s_.out_dtype == DType::kInt8 ? s_.out : Quantization{};
   h.act_inv_scale = 1.0f / h.act.scale;
-  h.out_inv_scale = 1.0f / h.out.scale;
+  const bool folds = h.out_dtype == DType::kInt8 && s_.half_in_count == 0 &&
+                     (s_.activation == Activation::kNone || s_.activation == Activation::kRelu);
+  h.out_inv_scale = folds ? 1.0f : 1.0f / h.out.scale;
+  h.residual_factor = folds ? 1.0f / h.out.scale : 1.0f;
   h.out_channels = s_.out_channels;
   h.in_channels = s_.in_channels;
   h.stored_outputs = shape_.stored_outputs;
@@ -420,10 +423,10 @@ void Packer::write_parameters(char* blob) {
     for (size_t i = 0; i < blocks_[b].rows.size(); ++i) {
       const Row& r = blocks_[b].rows[i];
       const auto slot = static_cast<int64_t>(b * kBlock + i);
-      if (s_.bias != nullptr) bias[slot] = s_.bias[r.stored];
+      if (s_.bias != nullptr) bias[slot] = s_.bias[r.stored] * h.residual_factor;
       if (r.segment->bits == 16) {
         for (int64_t p = 0; p < h.pieces; ++p) {
-          scale[p * slots + slot] = is_static ? s_.act.scale : 1.0f;
+          scale[p * slots + slot] = (is_static ? s_.act.scale : 1.0f) * h.residual_factor;
         }
         continue;
       }
@@ -431,7 +434,7 @@ void Packer::write_parameters(char* blob) {
         const int zero = zero_point_of(r, h.pieces, p);
         zero_point[p * slots + slot] = zero;
         const float ws = r.segment->scale[r.row * h.pieces + p];
-        scale[p * slots + slot] = is_static ? ws * s_.act.scale : ws;
+        scale[p * slots + slot] = (is_static ? ws * s_.act.scale : ws) * h.residual_factor;
         if (!is_static || shape_.depthwise) continue;
         // -zx * sum(m * code - zero) over the piece
         int64_t first = 0, last = shape_.reduction;

@@ -41,7 +41,10 @@ struct PackedLayer {
   int32_t groups;
   int32_t group_size;
   Quantization act, out;
-  float act_inv_scale, out_inv_scale;
+  float act_inv_scale;
+  // Where the activation allows it, scales and biases are stored in units of the output's step and
+  // out_inv_scale is 1; a residual is then multiplied by residual_factor.
+  float out_inv_scale, residual_factor;
 
   int64_t out_channels, in_channels;
   int64_t stored_outputs;  // sum of the segments' counts

@@ -41,7 +41,9 @@ DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
       std::memcpy(tail, p, sizeof(float) * static_cast<size_t>(n));
       p = tail;
     }
-    for (int i = 0; i < kParts; ++i) y[i] = V::add(y[i], V::load(p + i * V::W));
+    for (int i = 0; i < kParts; ++i) {
+      y[i] = V::fma(V::load(p + i * V::W), V::set1(post.residual_scale), y[i]);
+    }
   } else {
     const int8_t* p = static_cast<const int8_t*>(post.residual) + at;
     int8_t tail[kBlock] = {};
@@ -60,7 +62,7 @@ DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
 template <class V>
 DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
   y = V::mul(y, V::set1(post.inv_scale));
-  y = V::min(V::max(y, V::set1(post.low)), V::set1(post.high));
+  y = V::max(V::min(y, V::set1(post.high)), V::set1(post.low));
   return V::add_i(V::rne(y), V::set1_i(post.zero_point));
 }
 

@@ -38,7 +38,8 @@ struct Wide {
   int n;             // valid channels
   int groups;        // valid 16-channel groups
   __m512i* columns;  // [row group][column][4]
-  __m512i* weight;   // [row group][kw][4]
+  __m256i* words;    // row pairs: [output row][column][4] int16 results
+  __m512i* weight;   // [row group][kw][4]; row pairs: followed by the second row's
   __m512i correction[kLanes], factor[kLanes];
   __m512 scale[kLanes], bias[kLanes];
 };
@@ -85,7 +86,7 @@ void interleave(const Wide& k, int64_t iy, __m512i* columns) {
   }
 }
 
-DQ_INLINE void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
+void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
   const DwS8Args& a = *k.a;
   const Post& post = a.post;
   __m512 y[kLanes];
@@ -130,62 +131,134 @@ DQ_INLINE void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLan
   }
 }
 
-// Output rows oy and oy + 1 (when second) of a 3-row, stride-1 kernel, kX adjacent outputs.
-template <bool kFactor, int kX>
-DQ_INLINE void pair_outputs(const Wide& k, int64_t oy, int64_t ox, bool second) {
-  const DwS8Args& a = *k.a;
-  __m512i acc[2][kX][kLanes];
-  const __m512i ones = _mm512_set1_epi32(0x00010101);
+// Output rows oy and oy + 1 (when second) of a 3-row, stride-1 kernel. The second row reads the
+// same interleaved bytes one row further down: its weights are shifted by a byte (k.weight[12..]).
+template <bool kFactor>
+DQ_INLINE void pair_dots(const Wide& k, int64_t ox, __m512i (&acc)[2][kLanes]) {
 #pragma GCC unroll 4
-  for (int j = 0; j < kLanes; ++j) {
-    __m512i window[2][kX];
-#pragma GCC unroll 2
-    for (int x = 0; x < kX; ++x) {
-      acc[0][x][j] = acc[1][x][j] = k.correction[j];
-      window[0][x] = window[1][x] = _mm512_setzero_si512();
+  for (int j = 0; j < kLanes; ++j) acc[0][j] = acc[1][j] = k.correction[j];
+#pragma GCC unroll 3
+  for (int kx = 0; kx < 3; ++kx) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kLanes; ++j) {
+      const __m512i x = k.columns[(ox + kx) * kLanes + j];
+      acc[0][j] = _mm512_dpbusd_epi32(acc[0][j], x, k.weight[kx * kLanes + j]);
+      acc[1][j] = _mm512_dpbusd_epi32(acc[1][j], x, k.weight[(3 + kx) * kLanes + j]);
     }
-    for (int kx = 0; kx < 3; ++kx) {
-      const __m512i w = k.weight[kx * kLanes + j];
+  }
+  if constexpr (kFactor) {
+    const __m512i ones[2] = {_mm512_set1_epi32(0x00010101), _mm512_set1_epi32(0x01010100)};
+#pragma GCC unroll 4
+    for (int j = 0; j < kLanes; ++j) {
 #pragma GCC unroll 2
-      for (int x = 0; x < kX; ++x) {
-        const __m512i top = k.columns[(ox + x + kx) * kLanes + j];
-        const __m512i bottom = _mm512_srli_epi32(top, 8);
-        acc[0][x][j] = _mm512_dpbusd_epi32(acc[0][x][j], top, w);
-        acc[1][x][j] = _mm512_dpbusd_epi32(acc[1][x][j], bottom, w);
-        if constexpr (kFactor) {
-          window[0][x] = _mm512_dpbusd_epi32(window[0][x], top, ones);
-          window[1][x] = _mm512_dpbusd_epi32(window[1][x], bottom, ones);
+      for (int y = 0; y < 2; ++y) {
+        __m512i window = _mm512_setzero_si512();
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) {
+          window = _mm512_dpbusd_epi32(window, k.columns[(ox + kx) * kLanes + j], ones[y]);
         }
+        acc[y][j] = _mm512_add_epi32(acc[y][j], _mm512_mullo_epi32(window, k.factor[j]));
       }
     }
+  }
+}
+
+// Row pairs with the plain int8 epilogue. One vector of the quadruple at a time runs along the row,
+// so that its weights and parameters stay in registers and every column is loaded once; the results
+// wait as int16 in k.words for the bytes of the whole quadruple.
+template <bool kFactor, bool kRelu>
+void pair_words(const Wide& k, int j) {
+  const int64_t out_w = k.a->out_w;
+  const __m512i* w = k.weight + j;
+  const __m512i top[3] = {w[0], w[kLanes], w[2 * kLanes]};
+  const __m512i bottom[3] = {w[3 * kLanes], w[4 * kLanes], w[5 * kLanes]};
+  const __m512i correction = k.correction[j], factor = k.factor[j];
+  const __m512 scale = k.scale[j], bias = k.bias[j], high = _mm512_set1_ps(k.a->post.high);
+  const __m512i ones_top = _mm512_set1_epi32(0x00010101);
+  const __m512i ones_bottom = _mm512_set1_epi32(0x01010100);
+  const __m512i zero = _mm512_setzero_si512();
+  const auto words = [&](__m512i acc) __attribute__((always_inline)) {
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, bias);
+    if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+    return _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(y, high)));
+  };
+  const __m512i* x = k.columns + j;
+  __m512i x0 = x[0], x1 = x[kLanes];
+  __m512i s0[2] = {zero, zero}, s1[2] = {zero, zero};
+  if constexpr (kFactor) {
+    s0[0] = _mm512_dpbusd_epi32(zero, x0, ones_top);
+    s0[1] = _mm512_dpbusd_epi32(zero, x0, ones_bottom);
+    s1[0] = _mm512_dpbusd_epi32(zero, x1, ones_top);
+    s1[1] = _mm512_dpbusd_epi32(zero, x1, ones_bottom);
+  }
+  for (int64_t ox = 0; ox < out_w; ++ox) {
+    const __m512i x2 = x[(ox + 2) * kLanes];
+    __m512i a = _mm512_dpbusd_epi32(correction, x0, top[0]);
+    __m512i b = _mm512_dpbusd_epi32(correction, x0, bottom[0]);
+    a = _mm512_dpbusd_epi32(a, x1, top[1]);
+    b = _mm512_dpbusd_epi32(b, x1, bottom[1]);
+    a = _mm512_dpbusd_epi32(a, x2, top[2]);
+    b = _mm512_dpbusd_epi32(b, x2, bottom[2]);
     if constexpr (kFactor) {
-#pragma GCC unroll 2
-      for (int x = 0; x < kX; ++x) {
-        for (int y = 0; y < 2; ++y) {
-          acc[y][x][j] =
-              _mm512_add_epi32(acc[y][x][j], _mm512_mullo_epi32(window[y][x], k.factor[j]));
-        }
-      }
+      const __m512i s2[2] = {_mm512_dpbusd_epi32(zero, x2, ones_top),
+                             _mm512_dpbusd_epi32(zero, x2, ones_bottom)};
+      const __m512i top_sum = _mm512_add_epi32(_mm512_add_epi32(s0[0], s1[0]), s2[0]);
+      const __m512i bottom_sum = _mm512_add_epi32(_mm512_add_epi32(s0[1], s1[1]), s2[1]);
+      // both fit 16 bits, and the sums' upper halves are zero
+      a = _mm512_dpwssd_epi32(a, top_sum, factor);
+      b = _mm512_dpwssd_epi32(b, bottom_sum, factor);
+      s0[0] = s1[0];
+      s0[1] = s1[1];
+      s1[0] = s2[0];
+      s1[1] = s2[1];
+    }
+    x0 = x1;
+    x1 = x2;
+    k.words[ox * kLanes + j] = words(a);
+    k.words[(out_w + ox) * kLanes + j] = words(b);
+  }
+}
+
+template <bool kFactor, bool kRelu>
+void pairs_plain(const Wide& k) {
+  const DwS8Args& a = *k.a;
+  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
+  // dword 4 l + j of the output is channels 16 l + 4 j .. + 3
+  const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
+  const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
+  for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
+    interleave(k, oy - a.padding[0], k.columns);
+    for (int j = 0; j < kLanes; ++j) pair_words<kFactor, kRelu>(k, j);
+    const int64_t pixels = (oy + 1 < a.oy1 ? 2 : 1) * a.out_w;
+    int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+    for (int64_t p = 0; p < pixels; ++p, out += a.out_stride) {
+      const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
+      const __m512i up =
+          _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
+      _mm512_mask_storeu_epi8(out, mask,
+                              _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up)));
     }
   }
-#pragma GCC unroll 2
-  for (int x = 0; x < kX; ++x) finish(k, oy, ox + x, acc[0][x]);
-  if (second) {
-#pragma GCC unroll 2
-    for (int x = 0; x < kX; ++x) finish(k, oy + 1, ox + x, acc[1][x]);
-  }
-  static_cast<void>(a);
 }
 
 template <bool kFactor>
 void pairs(const Wide& k) {
   const DwS8Args& a = *k.a;
+  const Post& post = a.post;
+  if (post.out_dtype == DType::kInt8 && post.inv_scale == 1.0f && post.residual == nullptr &&
+      !a.has_row_scale && post.low == static_cast<float>(-128 - post.zero_point)) {
+    if (post.activation == Activation::kNone) return pairs_plain<kFactor, false>(k);
+    if (post.activation == Activation::kRelu) return pairs_plain<kFactor, true>(k);
+  }
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
     const bool second = oy + 1 < a.oy1;
-    int64_t ox = 0;
-    for (; ox + 2 <= a.out_w; ox += 2) pair_outputs<kFactor, 2>(k, oy, ox, second);
-    if (ox < a.out_w) pair_outputs<kFactor, 1>(k, oy, ox, second);
+    for (int64_t ox = 0; ox < a.out_w; ++ox) {
+      __m512i acc[2][kLanes];
+      pair_dots<kFactor>(k, ox, acc);
+      finish(k, oy, ox, acc[0]);
+      if (second) finish(k, oy + 1, ox, acc[1]);
+    }
   }
 }
 
@@ -239,7 +312,8 @@ void singles(const Wide& k) {
 
 size_t dw_s8_scratch(const DwS8Args& a) {
   const int64_t row_groups = (a.kernel[0] + 3) / 4;
-  return static_cast<size_t>(row_groups * (columns_of(a) + a.kernel[1]) * kLanes) * sizeof(__m512i);
+  return static_cast<size_t>((row_groups * (columns_of(a) + 2 * a.kernel[1]) + a.out_w) * kLanes) *
+         sizeof(__m512i);
 }
 
 void dw_s8(const DwS8Args& a) {
@@ -249,6 +323,7 @@ void dw_s8(const DwS8Args& a) {
   k.a = &a;
   k.columns = static_cast<__m512i*>(a.scratch);
   k.weight = k.columns + row_groups * columns_of(a) * kLanes;
+  k.words = reinterpret_cast<__m256i*>(k.weight + 2 * taps * kLanes);
   const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
                     a.dilation[0] == 1 && a.dilation[1] == 1;
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
@@ -260,6 +335,7 @@ void dw_s8(const DwS8Args& a) {
       for (int j = 0; j < kLanes; ++j) {
         k.weight[t * kLanes + j] =
             lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
+        k.weight[(taps + t) * kLanes + j] = _mm512_slli_epi32(k.weight[t * kLanes + j], 8);
       }
     }
     for (int j = 0; j < kLanes; ++j) {

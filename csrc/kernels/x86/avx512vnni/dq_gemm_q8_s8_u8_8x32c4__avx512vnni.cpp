@@ -17,8 +17,45 @@ DQ_INLINE __m512i broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(v);
 }
 
+// The plain int8 epilogue over both blocks of a row: what finish_acc does, with the packs doing the
+// clamping below.
+template <bool kRelu>
+DQ_INLINE void finish_pair(const GemmS8Args& a, int64_t row, int col, const __m512i (&acc)[2]) {
+  const __m512i sum = _mm512_set1_epi32(a.row_sum[row]);
+  const __m512 high = _mm512_set1_ps(a.post.high);
+  __m512i q[2];
+#pragma GCC unroll 2
+  for (int b = 0; b < 2; ++b) {
+    const int at = col + b * kBlock;
+    __m512i v = _mm512_add_epi32(acc[b], _mm512_loadu_si512(a.correction + at));
+    v = _mm512_sub_epi32(v, _mm512_mullo_epi32(sum, _mm512_loadu_si512(a.zero_point + at)));
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(a.scale + at),
+                               _mm512_loadu_ps(a.bias + at));
+    if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+    q[b] = Vec::rne(_mm512_min_ps(y, high));
+  }
+  const __m512i words = _mm512_adds_epi16(
+      _mm512_packs_epi32(q[0], q[1]), _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point)));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm512_cvtsepi16_epi8(words),
+                                                    _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  int8_t* out = static_cast<int8_t*>(a.out) + row * a.out_stride + col;
+  const int n = a.n - col;
+  if (n >= 2 * kBlock) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+  } else {
+    _mm256_mask_storeu_epi8(out, (__mmask32{1} << n) - 1, bytes);
+  }
+}
+
+bool plain_int8(const GemmS8Args& a) {
+  return a.post.out_dtype == DType::kInt8 && a.post.inv_scale == 1.0f &&
+         a.post.residual == nullptr && a.row_scale == nullptr && a.row_bias == nullptr &&
+         (a.post.activation == Activation::kNone || a.post.activation == Activation::kRelu) &&
+         a.post.low == static_cast<float>(-128 - a.post.zero_point);
+}
+
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, bool plain, int64_t row, int first_block) {
   __m512i acc[R][NB];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -34,6 +71,9 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
     for (int64_t k = 0; k < length; k += 4) {
+      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
+      // row, and the extra instructions cost the out-of-order window.
+      asm("" : "+r"(k));
       __m512i wv[NB];
 #pragma GCC unroll 2
       for (int b = 0; b < NB; ++b) wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
@@ -47,6 +87,19 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
+  if constexpr (NB == 2) {
+    if (plain) {
+      const int col = first_block * kBlock;
+      if (a.post.activation == Activation::kRelu) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) finish_pair<true>(a, row + r, col, acc[r]);
+      } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) finish_pair<false>(a, row + r, col, acc[r]);
+      }
+      return;
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -59,7 +112,8 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, row, block); });
+  const bool plain = plain_int8(a);
+  simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, plain, row, block); });
 }
 
 }  // namespace

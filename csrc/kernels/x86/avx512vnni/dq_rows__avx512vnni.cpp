@@ -4,23 +4,50 @@
 
 namespace defakeq::avx512vnni {
 
+namespace {
+
+struct Taps {
+  const int64_t* offset;
+  int count;
+  int64_t length;
+};
+
+// Lane sums of one row's activations.
+DQ_INLINE __m512i sum_row(const int8_t* row, const Taps& taps, __mmask64 tail) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sum = _mm512_setzero_si512();
+  for (int t = 0; t < taps.count; ++t) {
+    const int8_t* x = row + taps.offset[t];
+    int64_t k = 0;
+    for (; k + 64 <= taps.length; k += 64) {
+      sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(x + k));
+    }
+    if (tail != 0) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(tail, x + k));
+  }
+  return sum;
+}
+
+}  // namespace
+
 void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
               int64_t length, int32_t* sums) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  const int64_t tail = length % 64;
-  const __mmask64 mask = (__mmask64{1} << tail) - 1;
-  for (int64_t r = 0; r < m; ++r) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int t = 0; t < taps; ++t) {
-      const int8_t* x = rows[r] + tap_offset[t];
-      int64_t k = 0;
-      for (; k + 64 <= length; k += 64) {
-        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(x + k));
-      }
-      if (tail != 0) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(mask, x + k));
-    }
-    sums[r] = _mm512_reduce_add_epi32(sum);
+  const Taps t{tap_offset, taps, length};
+  const __mmask64 tail = (__mmask64{1} << (length % 64)) - 1;
+  int64_t r = 0;
+  for (; r + 4 <= m; r += 4) {
+    const __m512i a = sum_row(rows[r], t, tail), b = sum_row(rows[r + 1], t, tail);
+    const __m512i c = sum_row(rows[r + 2], t, tail), d = sum_row(rows[r + 3], t, tail);
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const __m512i all =
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half =
+        _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(sums + r),
+        _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
   }
+  for (; r < m; ++r) sums[r] = _mm512_reduce_add_epi32(sum_row(rows[r], t, tail));
 }
 
 void shuffle(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
