@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 KINDS = ("linear", "conv2d")
 MAX_CHANNELS = 1 << 24
-MAX_EXTENT = 1 << 15
+MAX_EXTENT = 1 << 12
 MAX_ZERO_POINT = 255
 HALF_BITS = 16
 
@@ -101,7 +101,7 @@ def _chunks(rows: int, count: int) -> list[slice]:
 
 
 def _check_width(bits: int) -> None:
-    if not isinstance(bits, (int, np.integer)) or isinstance(bits, bool) or not 1 <= bits <= 8:
+    if not is_integer(bits) or not 1 <= bits <= 8:
         raise ValueError(f"bits: found {bits!r}; accepted is an integer from 1 to 8")
 
 
@@ -146,7 +146,7 @@ class PackedWeight:
         stride, padding, dilation: (vertical, horizontal); (1, 1), (0, 0), (1, 1) for linear.
         groups: convolution groups; above 1 all inputs are stored.
         group_size: stored input channels that share a scale, a multiple of 4; 0: one scale an
-            output channel. Groups restart at each kernel position.
+            output channel, the only choice when groups > 1. Restarts at each kernel position.
         in_index: int32 [Ik], strictly increasing inputs of the integer part; None: all.
         half_in_index: int32 [H], strictly increasing inputs whose columns are IEEE half.
         half_in_weight: float16 [stored outputs, kernel positions * H], position-major.
@@ -205,9 +205,7 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of all stored arrays."""
         arrays = (self.in_index, self.half_in_index, self.half_in_weight, self.bias)
-        return sum(s.nbytes for s in self.segments) + sum(
-            a.nbytes for a in arrays if a is not None
-        )
+        return sum(s.nbytes for s in self.segments) + sum(a.nbytes for a in arrays if a is not None)
 
     def validate(self, name: str = "weight") -> PackedWeight:
         """Checks every field; returns self.
@@ -305,14 +303,14 @@ class PackedWeight:
 
         def integers(key: str) -> tuple[int, ...]:
             value = geometry(key)
-            if not isinstance(value, (list, tuple)) or not all(_is_int(v) for v in value):
-                _bad(f"{prefix}.{key}", repr(value), "a list of integers")
+            if not isinstance(value, (list, tuple)) or not all(is_integer(v) for v in value):
+                _bad(f"{prefix}.{key}", shown(value), "a list of integers")
             return tuple(value)
 
         def pair(key: str) -> tuple[int, int]:
             value = integers(key)
             if len(value) != 2:
-                _bad(f"{prefix}.{key}", repr(list(value)), "two integers")
+                _bad(f"{prefix}.{key}", shown(list(value)), "two integers")
             return value[0], value[1]
 
         segments = []
@@ -397,25 +395,32 @@ def _as_uint16(array: NDArray[Any]) -> NDArray[np.uint16]:
     return np.ascontiguousarray(array).view(np.uint16)
 
 
-def _bad(field: str, found: str, accepted: str) -> None:
+def shown(value: object) -> str:
+    """A short repr for error messages."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _bad(field: str, found: str, accepted: str) -> NoReturn:
     raise ValueError(f"{field}: found {found}; accepted is {accepted}")
 
 
-def _is_int(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
+    """True for Python and numpy integers, not for booleans."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check_range(field: str, value: object, low: int, high: int) -> None:
-    if not _is_int(value) or not low <= value <= high:  # type: ignore[operator]
-        _bad(field, repr(value), f"an integer from {low} to {high}")
+    if not is_integer(value) or not low <= value <= high:
+        _bad(field, shown(value), f"an integer from {low} to {high}")
 
 
 def _check_geometry(w: PackedWeight, name: str) -> None:
     if w.kind not in KINDS:
-        _bad(f"{name}.kind", repr(w.kind), '"linear" or "conv2d"')
+        _bad(f"{name}.kind", shown(w.kind), '"linear" or "conv2d"')
     rank = 2 if w.kind == "linear" else 4
     if len(w.shape) != rank:
-        _bad(f"{name}.shape", repr(list(w.shape)), f"{rank} sizes for {w.kind}")
+        _bad(f"{name}.shape", shown(list(w.shape)), f"{rank} sizes for {w.kind}")
     for value in w.shape[:2]:
         _check_range(f"{name}.shape", value, 1, MAX_CHANNELS)
     for value in w.shape[2:]:
@@ -424,7 +429,7 @@ def _check_geometry(w: PackedWeight, name: str) -> None:
     pairs = (("stride", w.stride, 1), ("padding", w.padding, 0), ("dilation", w.dilation, 1))
     for field, pair, low in pairs:
         if len(pair) != 2:
-            _bad(f"{name}.{field}", repr(pair), "two integers")
+            _bad(f"{name}.{field}", shown(pair), "two integers")
         for value in pair:
             _check_range(f"{name}.{field}", value, low, low if fixed else MAX_EXTENT)
     _check_range(f"{name}.groups", w.groups, 1, 1 if fixed else MAX_CHANNELS)
@@ -437,6 +442,8 @@ def _check_geometry(w: PackedWeight, name: str) -> None:
     _check_range(f"{name}.group_size", w.group_size, 0, MAX_CHANNELS)
     if w.group_size % 4:
         _bad(f"{name}.group_size", str(w.group_size), "a multiple of 4, or 0")
+    if w.group_size and w.groups > 1:
+        _bad(f"{name}.group_size", str(w.group_size), "0 when groups > 1")
 
 
 def _check_index(field: str, index: Any, limit: int) -> None:
@@ -494,8 +501,8 @@ def _check_half_in(w: PackedWeight, name: str) -> None:
 
 
 def _check_segment(w: PackedWeight, s: Segment, name: str) -> None:
-    if not _is_int(s.bits) or s.bits not in (1, 2, 3, 4, 5, 6, 7, 8, HALF_BITS):
-        _bad(f"{name}.bits", repr(s.bits), "1 to 8, or 16")
+    if not is_integer(s.bits) or s.bits not in (1, 2, 3, 4, 5, 6, 7, 8, HALF_BITS):
+        _bad(f"{name}.bits", shown(s.bits), "1 to 8, or 16")
     _check_index(f"{name}.out_index", s.out_index, w.shape[0])
     if s.bits == HALF_BITS:
         _check_floats(f"{name}.codes", s.codes, np.float16, (s.count, w.reduction))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from defakeq_kernels.packed import (
     MAX_ZERO_POINT,
     PackedWeight,
     Segment,
+    is_integer,
     level_step,
     pack_codes,
     scale_groups,
+    shown,
     symmetric_zero_point,
 )
 
@@ -126,27 +129,27 @@ class ActQuant:
             raise ValueError(f"mode: found {self.mode!r}; accepted is 'static'")
 
 
-def _check_act_bits(bits: object) -> None:
-    if not isinstance(bits, (int, np.integer)) or isinstance(bits, bool) or not 4 <= bits <= 8:
-        raise ValueError(f"bits: found {bits!r}; accepted is an integer from 4 to 8")
+def _check_act_bits(bits: object, name: str = "") -> None:
+    if not is_integer(bits) or not 4 <= bits <= 8:
+        raise ValueError(f"{name}bits: found {shown(bits)}; accepted is an integer from 4 to 8")
 
 
-def check_quantization(scale: object, zero_point: object, bits: object) -> None:
-    """Refuses, by name, an activation scale, zero point or width that is out of range."""
-    _check_act_bits(bits)
-    number = isinstance(scale, (int, float, np.floating)) and not isinstance(scale, bool)
+def check_quantization(scale: object, zero_point: object, bits: object, name: str = "") -> None:
+    """Refuses, with names that start with `name`, an activation quantization out of range."""
+    _check_act_bits(bits, name)
     single = np.float32(0)
-    if number:
+    if isinstance(scale, (int, float, np.floating)) and not isinstance(scale, bool):
         with np.errstate(over="ignore"):
-            single = np.float32(scale)  # type: ignore[arg-type]
-    tiny = np.finfo(np.float32).tiny
-    if not number or not np.isfinite(single) or single < tiny:
-        raise ValueError(f"scale: found {scale!r}; accepted is a normal positive float32")
-    half = 1 << (int(bits) - 1)  # type: ignore[call-overload]
-    integer = isinstance(zero_point, (int, np.integer)) and not isinstance(zero_point, bool)
-    if not integer or not -half <= zero_point < half:  # type: ignore[operator]
+            single = np.float32(min(scale, sys.float_info.max))
+    if not np.isfinite(single) or single < np.finfo(np.float32).tiny:
         raise ValueError(
-            f"zero_point: found {zero_point!r}; accepted is an integer from {-half} to {half - 1}"
+            f"{name}scale: found {shown(scale)}; accepted is a normal positive float32"
+        )
+    half = 1 << (int(bits) - 1)  # type: ignore[call-overload]
+    if not is_integer(zero_point) or not -half <= zero_point < half:
+        raise ValueError(
+            f"{name}zero_point: found {shown(zero_point)}; "
+            f"accepted is an integer from {-half} to {half - 1}"
         )
 
 
@@ -301,7 +304,7 @@ def _index(name: str, value: ArrayLike | None, limit: int) -> NDArray[np.int32]:
 
 def _distinct(name: str, array: NDArray[Any], limit: int) -> NDArray[np.int32]:
     index = np.unique(array)
-    if index.size and not (0 <= int(index[0]) and int(index[-1]) < limit):
+    if index.size and (int(index[0]) < 0 or int(index[-1]) >= limit):
         found = f"{int(index[0])} to {int(index[-1])}"
         raise ValueError(f"{name}: found {found}; accepted is indices from 0 to {limit - 1}")
     if index.size != array.size:
@@ -506,35 +509,36 @@ def _search_asymmetric(search: _Search, bits: int, shrinks: Sequence[float]) -> 
             search.offer_refit(search.scale, zero.astype(np.int32))
 
 
-def _zero_of(
-    low: NDArray[np.float32], scale: NDArray[np.float32], top: int
-) -> NDArray[np.int32]:
+def _zero_of(low: NDArray[np.float32], scale: NDArray[np.float32], top: int) -> NDArray[np.int32]:
     zero = np.clip(np.rint(-low / scale), top - MAX_ZERO_POINT, MAX_ZERO_POINT)
     return zero.astype(np.int32)
 
 
-def check_act(act: Mapping[str, Any]) -> None:
+def check_act(act: object, name: str = "act") -> None:
     """Refuses, by name, a wrong activation description {"mode", "scale", "zero_point", "bits"}."""
-    mode = _required(act, "mode")
+    mode, scale, zero_point, bits = _fields(act, name, ("mode", "scale", "zero_point", "bits"))
     if mode not in ACT_MODES:
-        raise ValueError(f"mode: found {mode!r}; accepted is one of {ACT_MODES}")
-    values = [_required(act, key) for key in ("scale", "zero_point", "bits")]
-    check_quantization(*values)
-    if mode not in ("none", "static") and values[1:] != [0, 8]:
+        raise ValueError(f"{name}.mode: found {shown(mode)}; accepted is one of {ACT_MODES}")
+    check_quantization(scale, zero_point, bits, f"{name}.")
+    if mode not in ("none", "static") and (zero_point, bits) != (0, 8):
         raise ValueError(
-            f"zero_point, bits: found {values[1]}, {values[2]}; accepted is 0, 8 for {mode}"
+            f"{name}.zero_point, {name}.bits: found {zero_point}, {bits}; "
+            f"accepted is 0, 8 for {mode}"
         )
 
 
-def check_out(out: Mapping[str, Any]) -> None:
+def check_out(out: object, name: str = "out") -> None:
     """Refuses, by name, a wrong output description {"dtype", "scale", "zero_point", "bits"}."""
-    dtype = _required(out, "dtype")
+    dtype, scale, zero_point, bits = _fields(out, name, ("dtype", "scale", "zero_point", "bits"))
     if dtype not in OUT_DTYPES:
-        raise ValueError(f"dtype: found {dtype!r}; accepted is one of {OUT_DTYPES}")
-    check_quantization(*(_required(out, key) for key in ("scale", "zero_point", "bits")))
+        raise ValueError(f"{name}.dtype: found {shown(dtype)}; accepted is one of {OUT_DTYPES}")
+    check_quantization(scale, zero_point, bits, f"{name}.")
 
 
-def _required(description: Mapping[str, Any], key: str) -> Any:
-    if key not in description:
-        raise ValueError(f"{key}: found nothing; accepted is a value")
-    return description[key]
+def _fields(description: object, name: str, keys: tuple[str, ...]) -> list[Any]:
+    if not isinstance(description, Mapping):
+        raise ValueError(f"{name}: found {shown(description)}; accepted is an object")
+    for key in keys:
+        if key not in description:
+            raise ValueError(f"{name}.{key}: found nothing; accepted is a value")
+    return [description[key] for key in keys]
