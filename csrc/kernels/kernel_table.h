@@ -81,6 +81,7 @@ struct GemmF32Args {
   void* out;
   int64_t out_stride;
   int n;
+  int last_lanes;  // lanes of the last block whose results matter; the others may come out as bias
   Post post;
 };
 

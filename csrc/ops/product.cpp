@@ -255,6 +255,7 @@ const float* Product::half_chain(int64_t task, const Strip& strip, int64_t row0,
   a.w = layer_.at<float>(block(strip.first).half_in);
   a.w_stride = a.taps * a.length * kBlock;
   a.chain_from_bias = true;
+  a.last_lanes = block(strip.first + strip.count - 1).lanes;
   a.bias = layer_.at<float>(layer_.bias) + int64_t{strip.first} * kBlock;
   set_output(a, strip, row0, true, sums);
   kernels_.gemm_f32(a);
@@ -329,6 +330,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
   a.taps = layer_.taps;
   a.length = layer_.tap_length;
   a.blocks = strip.count;
+  a.last_lanes = block(strip.first + strip.count - 1).lanes;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.scale = layer_.at<float>(layer_.scale) + slot;
   a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;

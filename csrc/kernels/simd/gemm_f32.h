@@ -1,10 +1,31 @@
 // float32 product, accumulated in reduction order with one fma a step: the same bits on every ISA.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
 
 namespace defakeq::simd {
+
+// y of row `row`, block `block` from its chains.
+template <class V>
+DQ_INLINE void gemm_f32_finish(const GemmF32Args& a, int64_t row, int block,
+                               typename V::F (&acc)[kBlock / V::W]) {
+  const int col = block * kBlock;
+  if (!a.chain_from_bias) {
+    for (int i = 0; i < kBlock / V::W; ++i) {
+      const int at = col + i * V::W;
+      typename V::F f = acc[i];
+      if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row]));
+      const float* bias =
+          a.row_bias != nullptr ? a.row_bias + row * a.row_bias_stride + at : a.bias + at;
+      acc[i] = V::fma(f, V::load(a.scale + at), V::load(bias));
+    }
+  }
+  const int left = a.n - col;
+  finish_block<V>(a.post, a.out, a.out_stride, row, col, left < kBlock ? left : kBlock, acc);
+}
 
 template <class V, int R, int NB>
 DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block) {
@@ -42,33 +63,58 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < NB; ++b) {
-      const int col = (first_block + b) * kBlock;
-      if (!a.chain_from_bias) {
-        for (int i = 0; i < kParts; ++i) {
-          const int at = col + i * V::W;
-          typename V::F f = acc[r][b][i];
-          if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row + r]));
-          const float* bias =
-              a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride + at : a.bias + at;
-          acc[r][b][i] = V::fma(f, V::load(a.scale + at), V::load(bias));
-        }
-      }
-      const int left = a.n - col;
-      finish_block<V>(a.post, a.out, a.out_stride, row + r, col, left < kBlock ? left : kBlock,
-                      acc[r][b]);
-    }
+    for (int b = 0; b < NB; ++b) gemm_f32_finish<V>(a, row + r, first_block + b, acc[r][b]);
   }
 }
 
+// One block of which no more lanes matter than a narrower vector N has: on ISAs whose wide fma runs
+// at half the rate this halves the cost of a handful of half-precision channels.
+template <class V, class N, int R>
+DQ_INLINE void gemm_f32_narrow(const GemmF32Args& a, int64_t row, int block) {
+  const float* w = a.w + block * a.w_stride;
+  typename N::F acc[R];
+  for (int r = 0; r < R; ++r) {
+    acc[r] = N::set1(0.0f);
+    if (a.chain_from_bias) {
+      acc[r] = N::load(a.row_bias != nullptr
+                           ? a.row_bias + (row + r) * a.row_bias_stride + block * kBlock
+                           : a.bias + block * kBlock);
+    }
+  }
+  for (int t = 0; t < a.taps; ++t) {
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    for (int64_t k = 0; k < a.length; ++k, w += kBlock) {
+      const typename N::F wv = N::load(w);
+      for (int r = 0; r < R; ++r) acc[r] = N::fma(wv, N::set1(x[r][k]), acc[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    typename V::F wide[kBlock / V::W];
+    N::widen(acc[r], wide);
+    gemm_f32_finish<V>(a, row + r, block, wide);
+  }
+}
+
+// No vector is narrower than V.
+struct NoNarrow {};
+
 // R rows by 16 outputs (times NB blocks) must fit the ISA's registers.
-template <class V, int R, int NB>
+template <class V, int R, int NB, class N = NoNarrow>
 void gemm_f32(const GemmF32Args& a) {
   int block = 0;
-  for (; block + NB <= a.blocks; block += NB) {
+  int blocks = a.blocks;
+  if constexpr (!std::is_same_v<N, NoNarrow>) {
+    if (a.last_lanes <= N::W) {
+      --blocks;
+      for_tiles<R>(a.m,
+                   [&]<int kRows>(int64_t row) { gemm_f32_narrow<V, N, kRows>(a, row, blocks); });
+    }
+  }
+  for (; block + NB <= blocks; block += NB) {
     for_tiles<R>(a.m, [&]<int kRows>(int64_t row) { gemm_f32_tile<V, kRows, NB>(a, row, block); });
   }
-  for (; block < a.blocks; ++block) {
+  for (; block < blocks; ++block) {
     for_tiles<R>(a.m, [&]<int kRows>(int64_t row) { gemm_f32_tile<V, kRows, 1>(a, row, block); });
   }
 }

@@ -10,7 +10,7 @@ const KernelTable* kernel_table_avx512vnni() {
       .isa = "avx512vnni",
       .gemm_s8 = avx512vnni::gemm_s8,
       .gemv_s8 = avx512vnni::gemv_s8,
-      .gemm_f32 = simd::gemm_f32<Vec, 8, 2>,
+      .gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>,
       .dw_s8 = avx512vnni::dw_s8,
       .dw_s8_scratch = avx512vnni::dw_s8_scratch,
       .dw_f32 = simd::dw_f32<Vec>,

@@ -53,5 +53,15 @@ struct Vec {
   }
 };
 
+// The lower half of a Vec.
+struct NarrowVec {
+  static constexpr int W = 8;
+  using F = __m256;
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F set1(float v) { return _mm256_set1_ps(v); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static void widen(F v, Vec::F (&wide)[1]) { wide[0] = _mm512_zextps256_ps512(v); }
+};
+
 }  // namespace
 }  // namespace defakeq
