@@ -1,0 +1,35 @@
+"""Compressed deepfake detectors: plan, convert, save, load, detect.
+
+Importing the package is cheap; torch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defakeq.convert import convert, load, save
+    from defakeq.plan import QuantPlan
+
+_EXPORTS = {
+    "QuantPlan": "defakeq.plan",
+    "convert": "defakeq.convert",
+    "load": "defakeq.convert",
+    "save": "defakeq.convert",
+}
+
+__all__ = ["QuantPlan", "convert", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'defakeq' has no attribute {name!r}")
+    # `convert` is a function and the module that holds it: the name must stay the function's.
+    for other, module in _EXPORTS.items():
+        globals()[other] = getattr(importlib.import_module(module), other)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

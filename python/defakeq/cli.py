@@ -1,0 +1,171 @@
+"""The command line: ``defakeq detect``, ``demo``, ``info`` and ``bench``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+# Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+app = typer.Typer(
+    name="defakeq",
+    help="Compressed deepfake detectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _fail(message: object) -> typer.Exit:
+    typer.echo(f"defakeq: {message}", err=True)
+    return typer.Exit(2)
+
+
+def _named_errors(command: _Command) -> _Command:
+    """Turn the errors that name their cause into one line and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            # Typer's own exits and usage errors are RuntimeErrors in some versions.
+            if isinstance(error, typer.Exit | typer.Abort):
+                raise
+            raise _fail(error) from error
+
+    return run  # type: ignore[return-value]
+
+
+def _quiet_opencv() -> None:
+    """Keep OpenCV's and FFmpeg's own warnings out; unreadable files are named by us."""
+    import os
+
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+@app.command()
+@_named_errors
+def detect(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Pictures, videos, or folders of them.", show_default=False)
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A detector file (.dfq); the embedded one when left out."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to look at in a video.")] = 16,
+) -> None:
+    """Find faces and print the probability that each is forged.
+
+    Exit code 1: some file could not be read; it is named and skipped.
+    """
+    _quiet_opencv()
+    from defakeq.detect import scan_all
+
+    failed = 0
+    results = []
+    for result in scan_all(paths, model, frames):
+        results.append(result)
+        if result.error is not None:
+            failed += 1
+            typer.echo(f"defakeq: skipped: {result.error}", err=True)
+        elif not as_json:
+            _print_result(result)
+    if as_json:
+        document = {
+            "model": "embedded" if model is None else str(model),
+            "files": [result.to_dict() for result in results],
+        }
+        typer.echo(json.dumps(document, indent=2))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_result(result: Any) -> None:
+    if result.probability is None:
+        typer.echo(f"{result.path}: no face found  ({result.milliseconds:.0f} ms)")
+        return
+    verdict = "forged" if result.probability >= 0.5 else "real"
+    typer.echo(
+        f"{result.path}: {verdict}, probability of a forgery {result.probability:.3f}  "
+        f"({result.milliseconds:.0f} ms)"
+    )
+    for face in result.faces:
+        left, top, width, height = (round(value) for value in face.box)
+        where = f"face {width}x{height} at {left},{top}"
+        if face.frame is not None:
+            where = f"frame {face.frame}, {where}"
+        typer.echo(f"  {where}: {face.probability:.3f}  ({face.milliseconds:.2f} ms)")
+
+
+@app.command()
+@_named_errors
+def demo(
+    photo: Annotated[
+        Path | None, typer.Argument(help="A picture with a face; a bundled one when left out.")
+    ] = None,
+    copies: Annotated[int, typer.Option(min=1, help="Forged copies to score.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each network.")] = 50,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both networks.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Folder for the first forged copy.")] = None,
+) -> None:
+    """Score a real photograph and forged copies of it, before and after compression."""
+    _quiet_opencv()
+    import torch
+    from rich.console import Console
+
+    from defakeq import demo as module
+
+    torch.set_num_threads(threads)
+    module.show(module.run(photo, copies, repeats, save), Console())
+
+
+@app.command()
+@_named_errors
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the version, the kernels of this machine, torch, GPU and threads."""
+    from defakeq.info import collect, lines
+
+    found = collect()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for label, text in lines(found):
+        typer.echo(f"{label:18} {text}")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+@_named_errors
+def bench(context: typer.Context) -> None:
+    """Measure the kernels (`defakeq bench --help`)."""
+    from defakeq.bench.cli import app as bench_app
+
+    bench_app(args=context.args, prog_name="defakeq bench")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="defakeq")
+
+
+if __name__ == "__main__":
+    main()

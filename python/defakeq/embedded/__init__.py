@@ -1,0 +1,1 @@
+"""The embedded detector: a small face-forgery classifier that the package carries."""
