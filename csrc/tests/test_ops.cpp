@@ -1,0 +1,526 @@
+// Every operator over random layers: the same bytes on every ISA and thread count, and within a
+// computed bound of a float64 reference that reads the storage format itself.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "defakeq/cpu_info.h"
+#include "defakeq/layer.h"
+#include "defakeq/ops.h"
+
+namespace defakeq {
+namespace {
+
+class Threads final : public Parallel {
+ public:
+  explicit Threads(int count) : count_(count) {}
+  int threads() const override { return count_; }
+  void run(int64_t n, Body body, void* context) override {
+    std::vector<std::thread> all;
+    for (int64_t i = 0; i < n; ++i) all.emplace_back([=] { body(context, i, i + 1); });
+    for (std::thread& t : all) t.join();
+  }
+
+ private:
+  int count_;
+};
+
+bool isa_available(const std::string& name) {
+  const CpuInfo info = cpu_info();
+  const auto has = [&](const std::vector<std::string>& names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  return has(info.built) && has(info.supported);
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+double half_value(uint16_t h) {
+  const double magnitude = std::ldexp(1.0 + (h & 1023) / 1024.0, ((h >> 10) & 31) - 15);
+  return (h & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+struct Random {
+  std::mt19937 engine;
+  int in(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
+  bool one_in(int n) { return in(1, n) == 1; }
+  uint16_t half() {
+    return static_cast<uint16_t>((in(0, 1) << 15) | (in(10, 15) << 10) | in(0, 1023));
+  }
+};
+
+struct Segment {
+  std::vector<int32_t> out_index, zero_point;
+  std::vector<uint8_t> codes;
+  std::vector<uint16_t> halves;
+  std::vector<float> scale;
+};
+
+// A layer, its input and everything else one call needs.
+struct Case {
+  LayerSpec spec;
+  std::vector<Segment> segments;
+  std::vector<float> bias;
+  std::vector<int32_t> in_index, half_in_index;
+  std::vector<uint16_t> half_in_weight;
+  std::unique_ptr<void, Free> blob;
+  size_t blob_bytes = 0;
+
+  int64_t n = 1, h = 1, w = 1, out_h = 1, out_w = 1;
+  bool int8_input = false;
+  int residual_kind = 0;  // 1 float32, 2 int8
+  std::vector<float> x, half_input, residual;
+  std::vector<int8_t> x8, residual8;
+
+  int64_t group_inputs() const {
+    return spec.in_index != nullptr ? spec.in_count : spec.in_channels / spec.groups;
+  }
+  int64_t taps() const { return int64_t{spec.kernel[0]} * spec.kernel[1]; }
+  int64_t pieces_per_tap() const {
+    if (spec.group_size == 0) return 1;
+    return std::max<int64_t>(1, (group_inputs() + spec.group_size - 1) / spec.group_size);
+  }
+  int64_t pieces() const { return spec.group_size == 0 ? 1 : taps() * pieces_per_tap(); }
+  int64_t outputs() const { return n * out_h * out_w * spec.out_channels; }
+};
+
+void choose_geometry(Case& c, Random& random) {
+  LayerSpec& s = c.spec;
+  s.in_channels = random.in(1, 70);
+  s.out_channels = random.in(1, 90);
+  if (random.one_in(3)) {
+    s.kind = LayerKind::kLinear;
+    c.n = random.in(1, 30);
+    return;
+  }
+  s.kind = LayerKind::kConv2d;
+  const int sizes[] = {1, 3, 5, 7};
+  s.kernel[0] = sizes[random.in(0, 3)];
+  s.kernel[1] = random.one_in(4) ? random.in(1, 4) : s.kernel[0];
+  for (int d = 0; d < 2; ++d) {
+    s.stride[d] = random.in(1, 2);
+    s.padding[d] = random.in(0, 3);
+    s.dilation[d] = random.one_in(4) ? 2 : 1;
+  }
+  const int kind = random.in(0, 3);
+  if (kind == 1) {
+    s.groups = static_cast<int32_t>(s.in_channels);
+    s.out_channels = s.in_channels * random.in(1, 2);
+  } else if (kind == 2) {
+    s.groups = random.in(2, 4);
+    s.in_channels = s.groups * random.in(2, 20);
+    s.out_channels = s.groups * random.in(1, 20);
+  }
+  c.n = random.in(1, 2);
+  do {
+    c.h = random.in(5, 16);
+    c.w = random.in(5, 16);
+    c.out_h = conv_out_size(c.h, s.kernel[0], s.stride[0], s.padding[0], s.dilation[0]);
+    c.out_w = conv_out_size(c.w, s.kernel[1], s.stride[1], s.padding[1], s.dilation[1]);
+  } while (c.out_h < 1 || c.out_w < 1);
+}
+
+void choose_numbers(Case& c, Random& random) {
+  LayerSpec& s = c.spec;
+  if (s.groups == 1 && random.one_in(4)) s.group_size = 4 * random.in(1, 16);
+  s.act_mode = static_cast<ActMode>(random.in(0, 3));
+  s.act.scale = 0.02f;
+  s.act.bits = random.in(4, 8);
+  const int half = 1 << (s.act.bits - 1);
+  s.act.zero_point = random.in(-half, half - 1);
+  s.activation = static_cast<Activation>(random.in(0, 6));
+  s.out_dtype = static_cast<DType>(random.in(0, 1));
+  s.out = {0.05f, random.in(-8, 7), random.in(4, 8)};
+}
+
+void choose_inputs(Case& c, Random& random) {
+  LayerSpec& s = c.spec;
+  if (s.groups != 1 || s.in_channels < 4 || !random.one_in(2)) return;
+  std::vector<int32_t> order(static_cast<size_t>(s.in_channels));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random.engine);
+  const int halves = random.in(0, static_cast<int>(s.in_channels) / 3);
+  const int kept = random.in(1, static_cast<int>(s.in_channels) - halves);
+  c.half_in_index.assign(order.begin(), order.begin() + halves);
+  c.in_index.assign(order.begin() + halves, order.begin() + halves + kept);
+  std::sort(c.half_in_index.begin(), c.half_in_index.end());
+  std::sort(c.in_index.begin(), c.in_index.end());
+  s.in_index = c.in_index.data();
+  s.in_count = kept;
+  s.half_in_index = c.half_in_index.data();
+  s.half_in_count = halves;
+}
+
+void choose_weights(Case& c, Random& random) {
+  LayerSpec& s = c.spec;
+  std::vector<int32_t> order(static_cast<size_t>(s.out_channels));
+  std::iota(order.begin(), order.end(), 0);
+  int left = static_cast<int>(s.out_channels);
+  if (random.one_in(2)) {
+    left = random.in(1, left);
+    std::shuffle(order.begin(), order.end(), random.engine);
+  }
+  const bool extreme = random.one_in(2);
+  const int parts = random.in(1, 3);
+  const auto reduction = static_cast<size_t>(c.taps() * c.group_inputs());
+  const auto pieces = static_cast<size_t>(c.pieces());
+  auto next = order.begin();
+  c.segments.resize(static_cast<size_t>(parts));
+  size_t stored = 0;
+  for (int i = 0; i < parts; ++i) {
+    Segment& g = c.segments[static_cast<size_t>(i)];
+    const int count = i + 1 == parts ? left : random.in(0, left);
+    left -= count;
+    stored += static_cast<size_t>(count);
+    const auto rows = static_cast<size_t>(count);
+    g.out_index.assign(next, next + count);
+    next += count;
+    std::sort(g.out_index.begin(), g.out_index.end());
+    SegmentSpec spec;
+    spec.bits = random.one_in(5) ? 16 : random.in(1, 8);
+    spec.count = count;
+    spec.out_index = g.out_index.data();
+    if (spec.bits == 16) {
+      g.halves.resize(rows * reduction + 1);
+      for (uint16_t& v : g.halves) v = random.half();
+      spec.halves = g.halves.data();
+    } else {
+      const size_t row_bytes = (reduction * static_cast<size_t>(spec.bits) + 7) / 8;
+      g.codes.resize(rows * row_bytes + 1);
+      for (uint8_t& v : g.codes) {
+        v = static_cast<uint8_t>(extreme ? 255 * random.in(0, 1) : random.in(0, 255));
+      }
+      g.scale.resize(rows * pieces + 1);
+      for (float& v : g.scale) v = static_cast<float>(random.in(1, 1000)) * 1e-5f;
+      g.zero_point.resize(rows * pieces + 1);
+      const int top = (1 << spec.bits) - 1;
+      for (int32_t& v : g.zero_point) v = extreme ? top * random.in(0, 1) : random.in(0, top);
+      spec.codes = g.codes.data();
+      spec.scale = g.scale.data();
+      spec.zero_point = random.one_in(3) ? nullptr : g.zero_point.data();
+    }
+    s.segments.push_back(spec);
+  }
+  c.bias.resize(stored);
+  for (float& v : c.bias) v = static_cast<float>(random.in(-100, 100)) * 0.01f;
+  if (!random.one_in(4)) s.bias = c.bias.data();
+  if (s.half_in_count > 0) {
+    c.half_in_weight.resize(stored * static_cast<size_t>(c.taps() * s.half_in_count));
+    for (uint16_t& v : c.half_in_weight) v = random.half();
+    s.half_in_weight = c.half_in_weight.data();
+  }
+}
+
+void choose_data(Case& c, Random& random) {
+  const LayerSpec& s = c.spec;
+  const bool extreme = random.one_in(2);
+  c.int8_input = s.act_mode == ActMode::kStatic && random.one_in(2);
+  const auto pixels = static_cast<size_t>(c.n * c.h * c.w);
+  const int half = 1 << (s.act.bits - 1);
+  c.x.resize(pixels * static_cast<size_t>(s.in_channels));
+  c.x8.resize(c.x.size());
+  for (float& v : c.x) v = static_cast<float>(random.in(-3000, 3000)) * 1e-3f;
+  for (int8_t& v : c.x8) {
+    v = static_cast<int8_t>(extreme ? (random.one_in(2) ? -half : half - 1)
+                                    : random.in(-half, half - 1));
+  }
+  c.half_input.resize(pixels * static_cast<size_t>(s.half_in_count) + 1);
+  for (float& v : c.half_input) v = static_cast<float>(random.in(-100, 100)) * 0.01f;
+  c.residual_kind = random.in(0, 2);
+  c.residual.resize(static_cast<size_t>(c.outputs()));
+  c.residual8.resize(c.residual.size());
+  for (float& v : c.residual) v = static_cast<float>(random.in(-100, 100)) * 0.01f;
+  for (int8_t& v : c.residual8) v = static_cast<int8_t>(random.in(-128, 127));
+}
+
+Case make_case(unsigned seed) {
+  Random random{std::mt19937(seed)};
+  Case c;
+  choose_geometry(c, random);
+  choose_numbers(c, random);
+  choose_inputs(c, random);
+  choose_weights(c, random);
+  choose_data(c, random);
+  c.blob_bytes = packed_layer_bytes(c.spec);
+  c.blob.reset(std::aligned_alloc(64, c.blob_bytes));
+  pack_layer(c.spec, c.blob.get(), c.blob_bytes);
+  return c;
+}
+
+std::vector<char> run(const Case& c, Parallel& parallel) {
+  const auto size =
+      static_cast<size_t>(c.outputs()) * (c.spec.out_dtype == DType::kFloat32 ? sizeof(float) : 1);
+  constexpr size_t kGuard = 64;
+  std::vector<char> out(size + kGuard, 77);
+  OpArgs a;
+  a.blob = c.blob.get();
+  a.blob_bytes = c.blob_bytes;
+  a.x = c.int8_input ? static_cast<const void*>(c.x8.data()) : c.x.data();
+  a.x_dtype = c.int8_input ? DType::kInt8 : DType::kFloat32;
+  a.out = out.data();
+  if (c.int8_input && c.spec.half_in_count > 0) a.half_input = c.half_input.data();
+  if (c.residual_kind == 1) a.residual = c.residual.data();
+  if (c.residual_kind == 2) {
+    a.residual = c.residual8.data();
+    a.residual_dtype = DType::kInt8;
+    a.residual_quantization = {0.03f, 5, 8};
+  }
+  GrowingScratch scratch;
+  if (c.spec.kind == LayerKind::kLinear) {
+    linear(a, c.n, c.spec.in_channels, parallel, scratch);
+  } else {
+    conv2d(a, c.n, c.h, c.w, parallel, scratch);
+  }
+  for (size_t i = size; i < out.size(); ++i) EXPECT_EQ(out[i], 77) << "wrote past the output";
+  out.resize(size);
+  return out;
+}
+
+struct Value {
+  double value = 0.0;
+  double magnitude = 0.0;  // sum of the absolute terms: rounding errors are relative to it
+};
+
+double activate(Activation activation, double y) {
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+      return std::max(y, 0.0);
+    case Activation::kRelu6:
+      return std::clamp(y, 0.0, 6.0);
+    case Activation::kHardswish:
+      return y * std::clamp(y + 3.0, 0.0, 6.0) / 6.0;
+    case Activation::kSilu:
+      return y / (1.0 + std::exp(-y));
+    case Activation::kGelu:
+      return 0.5 * y * (1.0 + std::erf(y / std::sqrt(2.0)));
+    case Activation::kSigmoid:
+      return 1.0 / (1.0 + std::exp(-y));
+  }
+  return y;
+}
+
+class Reference {
+ public:
+  explicit Reference(const Case& c) : c_(c), scale_(static_cast<size_t>(c.n), 1.0f) {
+    const LayerSpec& s = c.spec;
+    const size_t image = c.x.size() / static_cast<size_t>(c.n);
+    const auto scale_of = [&](size_t begin, size_t end) {
+      float max = 0.0f;
+      for (size_t i = begin; i < end; ++i) max = std::max(max, std::fabs(c.x[i]));
+      return max > 0.0f ? max / 127.0f : 1.0f;
+    };
+    for (size_t i = 0; i < scale_.size(); ++i) {
+      if (s.act_mode == ActMode::kStatic) scale_[i] = s.act.scale;
+      if (s.act_mode == ActMode::kDynamicTensor) scale_[i] = scale_of(0, c.x.size());
+      if (s.act_mode == ActMode::kDynamicRow) scale_[i] = scale_of(i * image, (i + 1) * image);
+    }
+  }
+
+  // Stored output `stored` = row `row` of segment g, at one position, before the activation.
+  Value at(const SegmentSpec& g, int64_t row, int64_t stored, int64_t n, int64_t oy,
+           int64_t ox) const {
+    const LayerSpec& s = c_.spec;
+    const int64_t inputs = c_.group_inputs();
+    const int64_t group = g.out_index[row] / (s.out_channels / s.groups);
+    Value y;
+    if (s.bias != nullptr) add(y, s.bias[stored]);
+    for (int64_t t = 0; t < c_.taps(); ++t) {
+      const int64_t iy = oy * s.stride[0] - s.padding[0] + t / s.kernel[1] * s.dilation[0];
+      const int64_t ix = ox * s.stride[1] - s.padding[1] + t % s.kernel[1] * s.dilation[1];
+      if (iy < 0 || iy >= c_.h || ix < 0 || ix >= c_.w) continue;
+      const int64_t pixel = (n * c_.h + iy) * c_.w + ix;
+      for (int64_t h = 0; h < s.half_in_count; ++h) {
+        const double x = c_.int8_input ? c_.half_input[idx(pixel * s.half_in_count + h)]
+                                       : c_.x[idx(pixel * s.in_channels + s.half_in_index[h])];
+        add(y, half_value(s.half_in_weight[(stored * c_.taps() + t) * s.half_in_count + h]) * x);
+      }
+      for (int64_t k = 0; k < inputs; ++k) {
+        const int64_t channel = s.in_index != nullptr ? s.in_index[k] : group * inputs + k;
+        add(y, weight(g, row, t, k) * input(n, pixel * s.in_channels + channel));
+      }
+    }
+    return y;
+  }
+
+ private:
+  static size_t idx(int64_t i) { return static_cast<size_t>(i); }
+  static void add(Value& y, double term) {
+    y.value += term;
+    y.magnitude += std::fabs(term);
+  }
+
+  double weight(const SegmentSpec& g, int64_t row, int64_t tap, int64_t k) const {
+    const int64_t reduction = c_.taps() * c_.group_inputs();
+    const int64_t at = tap * c_.group_inputs() + k;
+    if (g.bits == 16) return half_value(g.halves[row * reduction + at]);
+    const int64_t row_bytes = (reduction * g.bits + 7) / 8;
+    int code = 0;
+    for (int b = 0; b < g.bits; ++b) {
+      const int64_t bit = at * g.bits + b;
+      code |= ((g.codes[row * row_bytes + bit / 8] >> (bit % 8)) & 1) << b;
+    }
+    int64_t piece = 0;
+    if (c_.spec.group_size != 0) piece = tap * c_.pieces_per_tap() + k / c_.spec.group_size;
+    const int64_t p = row * c_.pieces() + piece;
+    const int zero = g.zero_point != nullptr ? g.zero_point[p] : 1 << (g.bits - 1);
+    return double{g.scale[p]} * ((g.bits == 1 ? 2 : 1) * code - zero);
+  }
+
+  double input(int64_t image, int64_t at) const {
+    const LayerSpec& s = c_.spec;
+    if (s.act_mode == ActMode::kNone) return c_.x[idx(at)];
+    const float scale = scale_[idx(image)];
+    const bool is_static = s.act_mode == ActMode::kStatic;
+    const int zero = is_static ? s.act.zero_point : 0;
+    if (c_.int8_input) return double{scale} * (c_.x8[idx(at)] - zero);
+    const float half = static_cast<float>(is_static ? 1 << (s.act.bits - 1) : 128);
+    const float v = c_.x[idx(at)] * (1.0f / scale);
+    const float clamped =
+        std::clamp(v, -half - static_cast<float>(zero), half - 1.0f - static_cast<float>(zero));
+    return double{scale} * std::nearbyint(clamped);
+  }
+
+  const Case& c_;
+  std::vector<float> scale_;
+};
+
+void compare_with_reference(const Case& c, const std::vector<char>& out) {
+  const LayerSpec& s = c.spec;
+  const Reference reference(c);
+  const double terms = static_cast<double>(c.taps() * (c.group_inputs() + s.half_in_count) + 16);
+  std::vector<bool> present(static_cast<size_t>(s.out_channels));
+  const int64_t positions = c.n * c.out_h * c.out_w;
+  const auto got_at = [&](int64_t i) -> double {
+    if (s.out_dtype == DType::kInt8) return static_cast<int8_t>(out[static_cast<size_t>(i)]);
+    float v;
+    std::memcpy(&v, out.data() + i * 4, 4);
+    return v;
+  };
+  int64_t stored = 0;
+  for (const SegmentSpec& g : s.segments) {
+    for (int64_t row = 0; row < g.count; ++row, ++stored) {
+      present[static_cast<size_t>(g.out_index[row])] = true;
+      for (int64_t p = 0; p < positions; ++p) {
+        const int64_t i = p * s.out_channels + g.out_index[row];
+        Value y = reference.at(g, row, stored, p / (c.out_h * c.out_w), p / c.out_w % c.out_h,
+                               p % c.out_w);
+        double r = 0.0;
+        if (c.residual_kind == 1) r = c.residual[static_cast<size_t>(i)];
+        if (c.residual_kind == 2) {
+          r = double{0.03f} * (c.residual8[static_cast<size_t>(i)] - 5);
+        }
+        y.value += r;
+        y.magnitude += std::fabs(r);
+        const double want = activate(s.activation, y.value);
+        // Every activation's slope is below 1.2, hardswish's 1.5; their own error is below 4e-7
+        // |y|.
+        const double bound = 1.5 * terms * 0x1p-24 * y.magnitude + 4e-7 * (1.0 + y.magnitude);
+        if (s.out_dtype == DType::kFloat32) {
+          ASSERT_NEAR(got_at(i), want, bound) << "output " << i;
+        } else {
+          const double half = 1 << (s.out.bits - 1);
+          const double step =
+              std::clamp(want / double{s.out.scale} + s.out.zero_point, -half, half - 1.0);
+          ASSERT_NEAR(got_at(i), step, 0.5 + 1e-6 + (bound + 1e-6 * std::fabs(want)) / 0.05)
+              << "output " << i;
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < c.outputs(); ++i) {
+    if (present[static_cast<size_t>(i % s.out_channels)]) continue;
+    ASSERT_EQ(got_at(i), s.out_dtype == DType::kInt8 ? s.out.zero_point : 0) << "pruned " << i;
+  }
+}
+
+std::string describe(const Case& c, unsigned seed) {
+  const LayerInfo info = layer_info(c.blob.get(), c.blob_bytes);
+  std::string text = "seed " + std::to_string(seed) + ", " + info.strategy + ", act mode " +
+                     std::to_string(static_cast<int>(c.spec.act_mode)) + ", group size " +
+                     std::to_string(c.spec.group_size) + ", bits";
+  for (const SegmentSpec& g : c.spec.segments) text += " " + std::to_string(g.bits);
+  return text;
+}
+
+class Ops : public ::testing::TestWithParam<unsigned> {};
+
+TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
+  constexpr unsigned kCases = 40;
+  for (unsigned i = 0; i < kCases; ++i) {
+    const unsigned seed = GetParam() * kCases + i;
+    const Case c = make_case(seed);
+    SCOPED_TRACE(describe(c, seed));
+    set_isa("scalar");
+    Serial serial;
+    const std::vector<char> want = run(c, serial);
+    compare_with_reference(c, want);
+    for (const char* isa : {"scalar", "avx2", "avx512vnni"}) {
+      if (!isa_available(isa)) continue;
+      set_isa(isa);
+      for (const int threads : {1, 2, 3}) {
+        Threads parallel(threads);
+        ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
+      }
+    }
+    set_isa(nullptr);
+    if (HasFatalFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Random, Ops, ::testing::Range(0u, 10u));
+
+TEST(Pack, NamesTheBadField) {
+  const auto message = [](const LayerSpec& s) -> std::string {
+    try {
+      packed_layer_bytes(s);
+    } catch (const std::invalid_argument& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  LayerSpec s;
+  s.in_channels = 8;
+  s.out_channels = 4;
+  s.groups = 3;
+  EXPECT_NE(message(s).find("groups"), std::string::npos);
+  s.groups = 1;
+  const int32_t index[] = {0, 2, 2, 3};
+  const uint8_t codes[32] = {};
+  const float scale[] = {1, 1, 1, NAN};
+  SegmentSpec g;
+  g.count = 4;
+  g.out_index = index;
+  g.codes = codes;
+  g.scale = scale;
+  s.segments = {g};
+  EXPECT_NE(message(s).find("segments[0].out_index[2]"), std::string::npos);
+  const int32_t increasing[] = {0, 1, 2, 3};
+  s.segments[0].out_index = increasing;
+  EXPECT_NE(message(s).find("segments[0].scale[3]"), std::string::npos);
+  s.segments[0].bits = 9;
+  EXPECT_NE(message(s).find("segments[0].bits"), std::string::npos);
+  s.in_channels = 40000;
+  EXPECT_NE(message(s).find("reduction length"), std::string::npos);
+}
+
+TEST(Pack, RefusesForeignBlobs) {
+  alignas(64) char blob[4096] = {};
+  EXPECT_THROW(layer_info(blob, sizeof(blob)), std::invalid_argument);
+  EXPECT_THROW(layer_info(blob, 8), std::invalid_argument);
+  EXPECT_THROW(layer_info(nullptr, 0), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace defakeq
