@@ -1,6 +1,7 @@
 // The Python module: numpy arrays in and out, no torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdlib>
 #include <memory>

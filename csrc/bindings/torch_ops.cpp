@@ -1,0 +1,572 @@
+// The torch ops, through PyTorch's stable ABI only: this file includes nothing but
+// torch/csrc/stable and the C shims below it.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "defakeq/defakeq.h"
+#include "defakeq/layer_shape.h"
+
+namespace {
+
+using namespace defakeq;
+using torch::stable::detail::to;
+
+constexpr int kMaxDims = 64;
+
+[[noreturn]] void refuse(const std::string& argument, const std::string& found,
+                         const std::string& accepted) {
+  throw std::invalid_argument(argument + ": found " + found + ", accepted: " + accepted);
+}
+
+void check(AOTITorchError code, const char* what) {
+  if (code != AOTI_TORCH_SUCCESS) throw std::runtime_error(std::string("torch failed in ") + what);
+}
+
+std::string shape_text(const int64_t* sizes, int64_t dims) {
+  std::string text = "[";
+  for (int64_t d = 0; d < dims; ++d) text += (d == 0 ? "" : ", ") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+std::string dtype_name(int32_t dtype) {
+  struct Name {
+    int32_t (*dtype)();
+    const char* name;
+  };
+  constexpr Name kNames[] = {
+      {aoti_torch_dtype_float16, "float16"}, {aoti_torch_dtype_bfloat16, "bfloat16"},
+      {aoti_torch_dtype_float32, "float32"}, {aoti_torch_dtype_float64, "float64"},
+      {aoti_torch_dtype_uint8, "uint8"},     {aoti_torch_dtype_int8, "int8"},
+      {aoti_torch_dtype_int16, "int16"},     {aoti_torch_dtype_int32, "int32"},
+      {aoti_torch_dtype_int64, "int64"},     {aoti_torch_dtype_bool, "bool"},
+  };
+  for (const Name& entry : kNames) {
+    if (entry.dtype() == dtype) return entry.name;
+  }
+  return "dtype number " + std::to_string(dtype);
+}
+
+// An argument: the handle is owned, the metadata is borrowed from the tensor.
+class Argument {
+ public:
+  explicit Argument(AtenTensorHandle handle) : handle_(handle) {}
+  Argument(const Argument&) = delete;
+  Argument& operator=(const Argument&) = delete;
+  ~Argument() {
+    if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  // Reads the metadata; refuses tensors off the CPU and without strides.
+  void open(const char* name) {
+    this->name = name;
+    int32_t device = 0, layout = 0;
+    check(aoti_torch_get_device_type(handle_, &device), "get_device_type");
+    if (device != aoti_torch_device_type_cpu()) {
+      refuse(name, "a tensor on another device", "a tensor on the CPU");
+    }
+    check(aoti_torch_get_layout(handle_, &layout), "get_layout");
+    if (layout != aoti_torch_layout_strided()) {
+      refuse(name, "a sparse or opaque tensor", "a strided tensor");
+    }
+    check(aoti_torch_get_dim(handle_, &dims), "get_dim");
+    if (dims > kMaxDims) refuse(name, std::to_string(dims) + " dimensions", "at most 64");
+    check(aoti_torch_get_sizes(handle_, &sizes), "get_sizes");
+    check(aoti_torch_get_strides(handle_, &strides), "get_strides");
+    check(aoti_torch_get_dtype(handle_, &dtype), "get_dtype");
+    check(torch_get_const_data_ptr(handle_, &data), "get_const_data_ptr");
+  }
+
+  explicit operator bool() const { return handle_ != nullptr; }
+  AtenTensorHandle handle() const { return handle_; }
+  std::string shape() const { return shape_text(sizes, dims); }
+  bool is_float() const { return dtype == aoti_torch_dtype_float32(); }
+
+  DType value_type() const {
+    if (is_float()) return DType::kFloat32;
+    if (dtype == aoti_torch_dtype_int8()) return DType::kInt8;
+    refuse(name, dtype_name(dtype), "float32 or int8");
+  }
+
+  const char* name = "";
+  int64_t dims = 0;
+  int64_t* sizes = nullptr;
+  int64_t* strides = nullptr;
+  int32_t dtype = 0;
+  const void* data = nullptr;
+
+ private:
+  AtenTensorHandle handle_;
+};
+
+AtenTensorHandle optional_tensor(StableIValue value) {
+  return to<std::optional<AtenTensorHandle>>(value).value_or(nullptr);
+}
+
+// torch's own threads, so torch.set_num_threads() holds.
+class TorchParallel final : public Parallel {
+ public:
+  int threads() const override {
+    uint32_t count = 1;
+    check(torch_get_num_threads(&count), "get_num_threads");
+    return static_cast<int>(count);
+  }
+  void run(int64_t n, Body body, void* context) override {
+    if (n <= 0) return;
+    struct Call {
+      Body body;
+      void* context;
+    } call{body, context};
+    check(torch_parallel_for(
+              0, n, 1,
+              [](int64_t begin, int64_t end, void* p) {
+                const Call& c = *static_cast<Call*>(p);
+                c.body(c.context, begin, end);
+              },
+              &call),
+          "parallel_for");
+  }
+};
+
+thread_local GrowingScratch t_scratch, t_x, t_residual, t_half;
+
+// A tensor's dimensions in the order in which the kernels read them.
+struct View {
+  const void* data;
+  int64_t dims;
+  int64_t sizes[kMaxDims], strides[kMaxDims];
+
+  bool dense() const {
+    int64_t expected = 1;
+    for (int64_t d = dims - 1; d >= 0; --d) {
+      if (sizes[d] == 0) return true;
+      if (sizes[d] != 1 && strides[d] != expected) return false;
+      expected *= sizes[d];
+    }
+    return true;
+  }
+
+  // The stride of the rows of the last dimension when they are at equal distances, else 0.
+  int64_t row_stride() const {
+    const int64_t length = sizes[dims - 1];
+    if (length != 1 && strides[dims - 1] != 1) return 0;
+    int64_t stride = 0, expected = 0;
+    for (int64_t d = dims - 2; d >= 0; --d) {
+      if (sizes[d] == 1) continue;
+      if (stride == 0) {
+        stride = strides[d];
+        if (stride < length) return 0;
+      } else if (strides[d] != expected) {
+        return 0;
+      }
+      expected = strides[d] * sizes[d];
+    }
+    return stride == 0 ? length : stride;
+  }
+};
+
+View in_order(const Argument& a) {
+  View view;
+  view.data = a.data;
+  view.dims = a.dims;
+  for (int64_t d = 0; d < a.dims; ++d) {
+    view.sizes[d] = a.sizes[d];
+    view.strides[d] = a.strides[d];
+  }
+  return view;
+}
+
+View channels_last(const Argument& a) {
+  constexpr int kOrder[4] = {0, 2, 3, 1};
+  View view;
+  view.data = a.data;
+  view.dims = 4;
+  for (int d = 0; d < 4; ++d) {
+    view.sizes[d] = a.sizes[kOrder[d]];
+    view.strides[d] = a.strides[kOrder[d]];
+  }
+  return view;
+}
+
+// Copies one plane [rows][columns] in tiles, so that either side may be the strided one.
+template <class T>
+void copy_plane(const T* from, int64_t rows, int64_t columns, int64_t row_stride,
+                int64_t column_stride, T* to) {
+  constexpr int64_t kTile = 32;
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+    const int64_t r1 = std::min(rows, r0 + kTile);
+    for (int64_t c0 = 0; c0 < columns; c0 += kTile) {
+      const int64_t c1 = std::min(columns, c0 + kTile);
+      for (int64_t r = r0; r < r1; ++r) {
+        for (int64_t c = c0; c < c1; ++c) {
+          to[r * columns + c] = from[r * row_stride + c * column_stride];
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void copy_dense(const View& view, T* to, Parallel& parallel) {
+  const int64_t last = view.dims - 1;
+  const int64_t columns = view.sizes[last], column_stride = view.strides[last];
+  const int64_t rows = last > 0 ? view.sizes[last - 1] : 1;
+  const int64_t row_stride = last > 0 ? view.strides[last - 1] : 0;
+  int64_t planes = 1;
+  for (int64_t d = 0; d + 2 < view.dims; ++d) planes *= view.sizes[d];
+  struct Context {
+    const View& view;
+    T* to;
+    int64_t rows, columns, row_stride, column_stride;
+  } context{view, to, rows, columns, row_stride, column_stride};
+  const auto body = [](void* p, int64_t begin, int64_t end) {
+    const Context& c = *static_cast<Context*>(p);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      int64_t offset = 0, rest = plane;
+      for (int64_t d = c.view.dims - 3; d >= 0; --d) {
+        offset += rest % c.view.sizes[d] * c.view.strides[d];
+        rest /= c.view.sizes[d];
+      }
+      copy_plane(static_cast<const T*>(c.view.data) + offset, c.rows, c.columns, c.row_stride,
+                 c.column_stride, c.to + plane * c.rows * c.columns);
+    }
+  };
+  if (planes * rows * columns < 16 * 1024) {
+    body(&context, 0, planes);
+  } else {
+    parallel.run(planes, body, &context);
+  }
+}
+
+// The values in the order of `view`, without a copy when memory has that order already.
+const void* dense(const View& view, DType dtype, GrowingScratch& scratch, Parallel& parallel) {
+  if (view.dense()) return view.data;
+  int64_t count = 1;
+  for (int64_t d = 0; d < view.dims; ++d) count *= view.sizes[d];
+  if (dtype == DType::kFloat32) {
+    auto* copy = static_cast<float*>(scratch.get(static_cast<size_t>(count) * sizeof(float)));
+    copy_dense(view, copy, parallel);
+    return copy;
+  }
+  auto* copy = static_cast<int8_t*>(scratch.get(static_cast<size_t>(count)));
+  copy_dense(view, copy, parallel);
+  return copy;
+}
+
+AtenTensorHandle new_tensor(int64_t dims, const int64_t* sizes, const int64_t* strides,
+                            DType dtype) {
+  AtenTensorHandle result = nullptr;
+  check(aoti_torch_empty_strided(
+            dims, sizes, strides,
+            dtype == DType::kInt8 ? aoti_torch_dtype_int8() : aoti_torch_dtype_float32(),
+            aoti_torch_device_type_cpu(), 0, &result),
+        "empty_strided");
+  return result;
+}
+
+// Refuses a float tensor that requires grad while grad mode is on: its gradient would silently be
+// lost. The stable ABI cannot ask a tensor for requires_grad; but autograd refuses to resize such a
+// tensor, and resizing to the size it has does nothing to any other.
+void refuse_grad(const Argument& a) {
+  if (!a.is_float() || !aoti_torch_grad_mode_is_enabled()) return;
+  AtenTensorHandle alias = nullptr;
+  check(aoti_torch_new_tensor_handle(a.handle(), &alias), "new_tensor_handle");
+  StableIValue stack[3] = {torch::stable::detail::from(alias),
+                           torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(
+                               a.sizes, static_cast<size_t>(a.dims))),
+                           torch::stable::detail::from(std::nullopt)};
+  if (torch_call_dispatcher("aten::resize_", "", stack, TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error(
+        std::string(a.name) +
+        ": found a tensor that requires grad, accepted: one that does not, since the integer "
+        "kernels have no backward pass; call under torch.no_grad() or torch.inference_mode(), or "
+        "pass " +
+        a.name + ".detach()");
+  }
+  aoti_torch_delete_tensor_object(to<AtenTensorHandle>(stack[0]));
+}
+
+LayerShape open_packed(Argument& packed, LayerKind kind) {
+  packed.open("packed");
+  if (packed.dtype != aoti_torch_dtype_uint8() || packed.dims != 1 ||
+      (packed.sizes[0] > 1 && packed.strides[0] != 1)) {
+    refuse("packed", dtype_name(packed.dtype) + packed.shape(),
+           "a contiguous uint8 tensor made by pack_layer");
+  }
+  const LayerShape layer = layer_shape(packed.data, static_cast<size_t>(packed.sizes[0]));
+  if (layer.kind != kind) {
+    const bool conv = kind == LayerKind::kConv2d;
+    refuse("packed", conv ? "a linear layer" : "a conv2d layer",
+           conv ? "a conv2d layer" : "a linear layer");
+  }
+  return layer;
+}
+
+void check_output(const LayerShape& layer, const char* name, int64_t channels, bool out_int8) {
+  if (channels != layer.out_channels) {
+    refuse(name, std::to_string(channels), std::to_string(layer.out_channels));
+  }
+  const bool is_int8 = layer.out_dtype == DType::kInt8;
+  if (out_int8 != is_int8) {
+    refuse("out_int8", out_int8 ? "True" : "False", is_int8 ? "True" : "False");
+  }
+}
+
+// The residual and the half-precision inputs, in `order`.
+struct Extras {
+  Argument residual, half_input;
+  float residual_scale;
+  int32_t residual_zero_point;
+
+  Extras(StableIValue* stack, int at)
+      : residual(optional_tensor(stack[at])),
+        half_input(optional_tensor(stack[at + 3])),
+        residual_scale(static_cast<float>(to<double>(stack[at + 1]))),
+        residual_zero_point(0) {
+    const auto zero_point = to<int64_t>(stack[at + 2]);
+    residual_zero_point = static_cast<int32_t>(zero_point);
+    wide_zero_point_ = zero_point != residual_zero_point;
+  }
+
+  void fill(OpArgs& args, View (*order)(const Argument&), int64_t dims, const int64_t* out_sizes,
+            const int64_t* half_sizes, Parallel& parallel) {
+    if (wide_zero_point_) {
+      refuse("residual_zero_point", "an integer of 64 bits", "an integer of 32 bits");
+    }
+    if (residual) {
+      expect(residual, "residual", dims, out_sizes);
+      args.residual_dtype = residual.value_type();
+      refuse_grad(residual);
+      args.residual = dense(order(residual), args.residual_dtype, t_residual, parallel);
+      args.residual_quantization.scale = residual_scale;
+      args.residual_quantization.zero_point = residual_zero_point;
+    }
+    if (half_input) {
+      expect(half_input, "half_input", dims, half_sizes);
+      if (!half_input.is_float()) refuse("half_input", dtype_name(half_input.dtype), "float32");
+      refuse_grad(half_input);
+      args.half_input =
+          static_cast<const float*>(dense(order(half_input), DType::kFloat32, t_half, parallel));
+    }
+  }
+
+ private:
+  static void expect(Argument& a, const char* name, int64_t dims, const int64_t* sizes) {
+    a.open(name);
+    bool same = a.dims == dims;
+    for (int64_t d = 0; same && d < dims; ++d) same = a.sizes[d] == sizes[d];
+    if (!same) refuse(name, a.shape(), shape_text(sizes, dims));
+  }
+
+  bool wide_zero_point_ = false;
+};
+
+// linear(x, packed, out_features, out_int8, residual, residual_scale, residual_zero_point,
+//        half_input)
+void boxed_linear(StableIValue* stack, uint64_t, uint64_t) {
+  Argument x(to<AtenTensorHandle>(stack[0]));
+  Argument packed(to<AtenTensorHandle>(stack[1]));
+  const auto out_features = to<int64_t>(stack[2]);
+  const bool out_int8 = to<bool>(stack[3]);
+  Extras extras(stack, 4);
+
+  const LayerShape layer = open_packed(packed, LayerKind::kLinear);
+  check_output(layer, "out_features", out_features, out_int8);
+  x.open("x");
+  OpArgs args;
+  args.blob = packed.data;
+  args.blob_bytes = static_cast<size_t>(packed.sizes[0]);
+  args.x_dtype = x.value_type();
+  if (x.dims < 1 || x.sizes[x.dims - 1] != layer.in_channels) {
+    refuse("x", x.shape(), "[..., " + std::to_string(layer.in_channels) + "]");
+  }
+  refuse_grad(x);
+
+  TorchParallel parallel;
+  int64_t out_sizes[kMaxDims], half_sizes[kMaxDims], out_strides[kMaxDims];
+  int64_t rows = 1, stride = layer.out_channels;
+  out_sizes[x.dims - 1] = layer.out_channels;
+  half_sizes[x.dims - 1] = layer.half_inputs;
+  out_strides[x.dims - 1] = 1;
+  for (int64_t d = x.dims - 2; d >= 0; --d) {
+    rows *= x.sizes[d];
+    out_sizes[d] = half_sizes[d] = x.sizes[d];
+    out_strides[d] = stride;
+    stride *= std::max<int64_t>(x.sizes[d], 1);
+  }
+  extras.fill(args, in_order, x.dims, out_sizes, half_sizes, parallel);
+  const View view = in_order(x);
+  int64_t x_stride = view.row_stride();
+  if (x_stride == 0) {
+    args.x = dense(view, args.x_dtype, t_x, parallel);
+    x_stride = layer.in_channels;
+  } else {
+    args.x = view.data;
+  }
+  torch::stable::Tensor out(new_tensor(x.dims, out_sizes, out_strides, layer.out_dtype));
+  check(torch_get_mutable_data_ptr(out.get(), &args.out), "get_mutable_data_ptr");
+  linear(args, rows, x_stride, parallel, t_scratch);
+  stack[0] = torch::stable::detail::from(out);
+}
+
+void expect_pair(const char* name, const std::vector<int64_t>& found, const int32_t (&layer)[2]) {
+  if (found.size() != 2 || found[0] != layer[0] || found[1] != layer[1]) {
+    const int64_t accepted[2] = {layer[0], layer[1]};
+    refuse(name, shape_text(found.data(), static_cast<int64_t>(found.size())),
+           shape_text(accepted, 2));
+  }
+}
+
+// conv2d(x, packed, out_channels, kernel, stride, padding, dilation, out_int8, residual,
+//        residual_scale, residual_zero_point, half_input)
+void boxed_conv2d(StableIValue* stack, uint64_t, uint64_t) {
+  Argument x(to<AtenTensorHandle>(stack[0]));
+  Argument packed(to<AtenTensorHandle>(stack[1]));
+  const auto out_channels = to<int64_t>(stack[2]);
+  const auto kernel = to<std::vector<int64_t>>(stack[3]);
+  const auto strides = to<std::vector<int64_t>>(stack[4]);
+  const auto padding = to<std::vector<int64_t>>(stack[5]);
+  const auto dilation = to<std::vector<int64_t>>(stack[6]);
+  const bool out_int8 = to<bool>(stack[7]);
+  Extras extras(stack, 8);
+
+  const LayerShape layer = open_packed(packed, LayerKind::kConv2d);
+  check_output(layer, "out_channels", out_channels, out_int8);
+  expect_pair("kernel", kernel, layer.kernel);
+  expect_pair("stride", strides, layer.stride);
+  expect_pair("padding", padding, layer.padding);
+  expect_pair("dilation", dilation, layer.dilation);
+  x.open("x");
+  OpArgs args;
+  args.blob = packed.data;
+  args.blob_bytes = static_cast<size_t>(packed.sizes[0]);
+  args.x_dtype = x.value_type();
+  if (x.dims != 4 || x.sizes[1] != layer.in_channels) {
+    refuse("x", x.shape(), "[n, " + std::to_string(layer.in_channels) + ", h, w]");
+  }
+  refuse_grad(x);
+  int64_t sizes[4] = {x.sizes[0], layer.out_channels, 0, 0};
+  for (int d = 0; d < 2; ++d) {
+    sizes[2 + d] = conv_out_size(x.sizes[2 + d], layer.kernel[d], layer.stride[d], layer.padding[d],
+                                 layer.dilation[d]);
+    if (sizes[2 + d] < 1) refuse("x", x.shape(), "an image that the kernel fits into");
+  }
+  const int64_t half_sizes[4] = {x.sizes[0], layer.half_inputs, x.sizes[2], x.sizes[3]};
+  const int64_t out_strides[4] = {sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
+
+  TorchParallel parallel;
+  extras.fill(args, channels_last, 4, sizes, half_sizes, parallel);
+  args.x = dense(channels_last(x), args.x_dtype, t_x, parallel);
+  torch::stable::Tensor out(new_tensor(4, sizes, out_strides, layer.out_dtype));
+  check(torch_get_mutable_data_ptr(out.get(), &args.out), "get_mutable_data_ptr");
+  conv2d(args, x.sizes[0], x.sizes[2], x.sizes[3], parallel, t_scratch);
+  stack[0] = torch::stable::detail::from(out);
+}
+
+Quantization quantization(double scale, int64_t zero_point, int64_t bits) {
+  Quantization q;
+  q.scale = static_cast<float>(scale);
+  if (!(std::isfinite(q.scale) && q.scale > 0.0f)) {
+    refuse("scale", std::to_string(scale), "a finite positive number");
+  }
+  if (bits < 4 || bits > 8) refuse("bits", std::to_string(bits), "4 to 8");
+  const int64_t half = int64_t{1} << (bits - 1);
+  if (zero_point < -half || zero_point >= half) {
+    refuse("zero_point", std::to_string(zero_point),
+           std::to_string(-half) + " to " + std::to_string(half - 1));
+  }
+  q.zero_point = static_cast<int32_t>(zero_point);
+  q.bits = static_cast<int32_t>(bits);
+  return q;
+}
+
+// Element-wise ops keep the strides of contiguous and channels_last tensors; others come out
+// contiguous. fn(values, count, out).
+template <class Fn>
+StableIValue elementwise(const Argument& x, DType in, DType out_dtype, Fn&& fn) {
+  TorchParallel parallel;
+  const View view = in_order(x);
+  const bool keep = view.dense() || (x.dims == 4 && channels_last(x).dense());
+  int64_t strides[kMaxDims], count = 1;
+  for (int64_t d = x.dims - 1; d >= 0; --d) {
+    strides[d] = keep ? x.strides[d] : count;
+    count *= std::max<int64_t>(x.sizes[d], 1);
+  }
+  for (int64_t d = 0; d < x.dims; ++d) {
+    if (x.sizes[d] == 0) count = 0;
+  }
+  torch::stable::Tensor out(new_tensor(x.dims, x.sizes, strides, out_dtype));
+  if (count > 0) {
+    const void* values = keep ? x.data : dense(view, in, t_x, parallel);
+    void* to = nullptr;
+    check(torch_get_mutable_data_ptr(out.get(), &to), "get_mutable_data_ptr");
+    struct Context {
+      Fn& fn;
+      const void* values;
+      void* to;
+    } context{fn, values, to};
+    const auto body = [](void* p, int64_t begin, int64_t end) {
+      const Context& c = *static_cast<Context*>(p);
+      c.fn(c.values, begin, end, c.to);
+    };
+    if (count < 64 * 1024) {
+      body(&context, 0, count);
+    } else {
+      parallel.run(count, body, &context);
+    }
+  }
+  return torch::stable::detail::from(out);
+}
+
+// quantize(x, scale, zero_point, bits)
+void boxed_quantize(StableIValue* stack, uint64_t, uint64_t) {
+  Argument x(to<AtenTensorHandle>(stack[0]));
+  const Quantization q =
+      quantization(to<double>(stack[1]), to<int64_t>(stack[2]), to<int64_t>(stack[3]));
+  x.open("x");
+  if (!x.is_float()) refuse("x", dtype_name(x.dtype), "float32");
+  refuse_grad(x);
+  stack[0] = elementwise(x, DType::kFloat32, DType::kInt8,
+                         [&](const void* from, int64_t begin, int64_t end, void* to) {
+                           quantize(static_cast<const float*>(from) + begin, end - begin, q,
+                                    static_cast<int8_t*>(to) + begin);
+                         });
+}
+
+// dequantize(q, scale, zero_point)
+void boxed_dequantize(StableIValue* stack, uint64_t, uint64_t) {
+  Argument x(to<AtenTensorHandle>(stack[0]));
+  const Quantization q = quantization(to<double>(stack[1]), to<int64_t>(stack[2]), 8);
+  x.open("q");
+  if (x.dtype != aoti_torch_dtype_int8()) refuse("q", dtype_name(x.dtype), "int8");
+  stack[0] = elementwise(x, DType::kInt8, DType::kFloat32,
+                         [&](const void* from, int64_t begin, int64_t end, void* to) {
+                           dequantize(static_cast<const int8_t*>(from) + begin, end - begin, q,
+                                      static_cast<float*>(to) + begin);
+                         });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(defakeq, m) {
+  m.def(
+      "linear(Tensor x, Tensor packed, int out_features, bool out_int8, Tensor? residual=None, "
+      "float residual_scale=0., int residual_zero_point=0, Tensor? half_input=None) -> Tensor");
+  m.def(
+      "conv2d(Tensor x, Tensor packed, int out_channels, int[] kernel, int[] stride, int[] "
+      "padding, int[] dilation, bool out_int8, Tensor? residual=None, float residual_scale=0., int "
+      "residual_zero_point=0, Tensor? half_input=None) -> Tensor");
+  m.def("quantize(Tensor x, float scale, int zero_point, int bits) -> Tensor");
+  m.def("dequantize(Tensor q, float scale, int zero_point) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(defakeq, CPU, m) {
+  m.impl("linear", &boxed_linear);
+  m.impl("conv2d", &boxed_conv2d);
+  m.impl("quantize", &boxed_quantize);
+  m.impl("dequantize", &boxed_dequantize);
+}
