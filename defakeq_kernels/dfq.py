@@ -7,6 +7,7 @@ field; nothing is allocated from a size that has not been checked against the fi
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import zlib
@@ -238,19 +239,22 @@ def _parse(field: str, data: bytes) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    level = [value]
+    """Refuses deep nesting, and the scalars that no other strict reader takes."""
+    level = [[value]]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-                inner.extend(item)
-            elif isinstance(item, list):
-                inner.extend(item)
-            elif isinstance(item, str):
-                item.encode("utf-8")
-            elif isinstance(item, float) and not np.isfinite(item):
-                raise ValueError("a number out of range")
+        for container in level:
+            if isinstance(container, dict):
+                items = [*container.keys(), *container.values()]
+            else:
+                items = container
+            for item in items:
+                if isinstance(item, (dict, list)):
+                    inner.append(item)
+                elif isinstance(item, str):
+                    item.encode("utf-8")
+                elif isinstance(item, float) and not math.isfinite(item):
+                    raise ValueError("a number out of range")
         if not inner:
             return
         level = inner
