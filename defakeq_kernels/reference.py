@@ -123,7 +123,8 @@ def linear(
     rows = int(np.prod(lead, dtype=np.int64))
     flat = x.reshape(rows, 1, x.shape[-1])
     half = None if half_input is None else half_input.reshape(rows, 1, weight.half_in_count)
-    extra = _Extra(act, activation, out, residual, residual_scale, residual_zero_point)
+    added = (residual, residual_scale, residual_zero_point, weight.half_in_count)
+    extra = _Extra(act, activation, out, *added)
     scale = _dynamic_scale(act, x.reshape(rows, -1), rows)
     y = _run(weight, _Inputs(weight, flat, half, act, scale), extra)
     return y.reshape(*lead, weight.shape[0])
@@ -158,7 +159,8 @@ def conv2d(
     scale = _dynamic_scale(act, x.reshape(n, -1), n)
     size = _out_size(weight, x.shape[1], x.shape[2])
     inputs = _Inputs(weight, x, half_input, act, scale, size)
-    extra = _Extra(act, activation, out, residual, residual_scale, residual_zero_point)
+    added = (residual, residual_scale, residual_zero_point, weight.half_in_count)
+    extra = _Extra(act, activation, out, *added)
     return _run(weight, inputs, extra).reshape(n, *size, weight.shape[0])
 
 
@@ -194,6 +196,7 @@ class _Extra:
         residual: NDArray[Any] | None,
         residual_scale: float,
         residual_zero_point: int,
+        half_inputs: int,
     ) -> None:
         self.act = act
         self.activation = activation
@@ -201,6 +204,11 @@ class _Extra:
         self.residual = residual
         self.residual_scale = np.float32(residual_scale)
         self.residual_zero_point = residual_zero_point
+        # Without an activation that bends the output, int8 results are computed in output steps:
+        # scales, bias and residual are divided by the output scale beforehand.
+        self.factor = np.float32(1)
+        if out is not None and activation in ("none", "relu") and not half_inputs:
+            self.factor = np.float32(1) / np.float32(out.scale)
 
 
 class _Inputs:
@@ -387,11 +395,11 @@ def _run(weight: PackedWeight, inputs: _Inputs, extra: _Extra) -> NDArray[Any]:
         part = slice(begin, begin + segment.count)
         start = np.zeros((rows, segment.count), np.float32)
         if weight.bias is not None:
-            start += weight.bias[part]
+            start += weight.bias[part] * extra.factor
         if weight.half_in_weight is not None:
             assert inputs.half is not None
             start = _chain(weight.half_in_weight[part], inputs.half.reshape(rows, -1), start)
-        stored[:, part] = _accumulate(weight, segment, inputs, extra.act, start)
+        stored[:, part] = _accumulate(weight, segment, inputs, extra, start)
         begin += segment.count
 
     index = weight.out_index
@@ -399,16 +407,19 @@ def _run(weight: PackedWeight, inputs: _Inputs, extra: _Extra) -> NDArray[Any]:
         r = extra.residual.reshape(rows, outs)[:, index]
         if r.dtype == np.int8:
             levels = (r.astype(np.int32) - extra.residual_zero_point).astype(np.float32)
-            stored = fma(levels, extra.residual_scale, stored)
+            stored = fma(levels, extra.residual_scale * extra.factor, stored)
         else:
-            stored = stored + r.astype(np.float32)
+            stored = fma(r, extra.factor, stored)
     stored = activate(extra.activation, stored)
     if extra.out is None:
         y = np.zeros((rows, outs), np.float32)
         y[:, index] = stored
         return y
     q = np.full((rows, outs), extra.out.zero_point, np.int8)
-    q[:, index] = quantize(stored, extra.out)
+    inverse = np.float32(1) / np.float32(extra.out.scale)
+    if extra.factor != 1:
+        inverse = np.float32(1)
+    q[:, index] = _to_int8(stored, inverse, extra.out.zero_point, extra.out.qmin, extra.out.qmax)
     return q
 
 
@@ -416,11 +427,11 @@ def _accumulate(
     weight: PackedWeight,
     segment: Segment,
     inputs: _Inputs,
-    act: ActQuant | None,
+    extra: _Extra,
     h: Float32,
 ) -> Float32:
     """Bias, half-precision inputs' chain (both in `h`) and the product, [rows, count]."""
-    one = np.float32(1)
+    act, one = extra.act, np.float32(1)
     sx = np.float32(act.scale) if act is not None and act.mode == "static" else one
     if act is None or segment.bits == HALF_BITS:
         f = _float_chains(weight, segment, inputs.values, inputs)
@@ -430,10 +441,10 @@ def _accumulate(
         f = f * inputs.row_scale[:, :, None]
     y = h
     for g in range(f.shape[2]):
-        scale: Any = sx
+        scale: Any = sx * extra.factor
         if segment.bits != HALF_BITS:
             assert segment.scale is not None
-            scale = segment.scale[None, :, g] * sx
+            scale = segment.scale[None, :, g] * sx * extra.factor
         y = fma(f[:, :, g], scale, y)
     return y
 

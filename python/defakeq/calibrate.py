@@ -1,0 +1,128 @@
+"""Activation ranges from sample inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defakeq_kernels.quantize import ActQuant
+
+BINS = 2048
+PERCENTILE = 99.99
+OBSERVERS = ("mse", "percentile", "minmax")
+
+
+class RangeObserver:
+    """A histogram of all values seen; its range doubles when values fall outside."""
+
+    def __init__(self) -> None:
+        self.minimum = np.inf
+        self.maximum = -np.inf
+        self._low = 0.0
+        self._high = 0.0
+        self._counts: NDArray[np.float64] = np.zeros(BINS)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no value has been seen."""
+        return self.minimum > self.maximum
+
+    def update(self, values: Tensor) -> None:
+        """Adds the values of a floating-point tensor.
+
+        Raises:
+            ValueError: a value that is not finite.
+        """
+        flat = values.detach().float().flatten().cpu()
+        if flat.numel() == 0:
+            return
+        low, high = (float(v) for v in torch.aminmax(flat))
+        if not np.isfinite(low + high):
+            raise ValueError("found a value that is not finite; accepted is finite activations")
+        if self.empty:
+            margin = max(abs(low), 1e-6) * 1e-3 if low == high else 0.0
+            self._low, self._high = low - margin, high + margin
+        self._cover(low, high)
+        self.minimum = min(self.minimum, low)
+        self.maximum = max(self.maximum, high)
+        counts = torch.histc(flat.double(), BINS, self._low, self._high)
+        self._counts += counts.numpy()
+
+    def quantization(self, bits: int, method: str = "mse") -> ActQuant:
+        """The static quantization chosen for what was seen.
+
+        Args:
+            bits: 4 to 8.
+            method: "mse" (the range with the least squared error), "percentile" (99.99 % of the
+                values at each end) or "minmax".
+
+        Raises:
+            ValueError: nothing seen, or an unknown method.
+        """
+        if method not in OBSERVERS:
+            raise ValueError(f"observer: found {method!r}; accepted is one of {OBSERVERS}")
+        if self.empty:
+            raise ValueError("found no activations; accepted is at least one value")
+        low, high = self.minimum, self.maximum
+        if method == "percentile":
+            low, high = self._percentiles()
+        elif method == "mse":
+            low, high = self._least_error(bits)
+        return ActQuant.static(low, high, bits)
+
+    def _cover(self, low: float, high: float) -> None:
+        while low < self._low:
+            width = self._high - self._low
+            self._low -= width
+            self._counts = np.concatenate([np.zeros(BINS // 2), self._halved()])
+        while high > self._high:
+            width = self._high - self._low
+            self._high += width
+            self._counts = np.concatenate([self._halved(), np.zeros(BINS // 2)])
+
+    def _halved(self) -> NDArray[np.float64]:
+        merged: NDArray[np.float64] = self._counts.reshape(-1, 2).sum(axis=1)
+        return merged
+
+    def _centers(self) -> NDArray[np.float64]:
+        step = (self._high - self._low) / BINS
+        centers = self._low + step * (np.arange(BINS) + 0.5)
+        return np.clip(centers, self.minimum, self.maximum)
+
+    def _percentiles(self) -> tuple[float, float]:
+        share = np.cumsum(self._counts) / self._counts.sum()
+        centers = self._centers()
+        low = centers[np.searchsorted(share, 1 - PERCENTILE / 100)]
+        high = centers[min(int(np.searchsorted(share, PERCENTILE / 100)), BINS - 1)]
+        return float(low), float(high)
+
+    def _least_error(self, bits: int) -> tuple[float, float]:
+        used = self._counts > 0
+        values = self._centers()[used].astype(np.float32)
+        weights = self._counts[used]
+
+        def error(low: float, high: float) -> float:
+            quantization = ActQuant.static(low, high, bits)
+            restored = quantization.dequantize(quantization.quantize(values))
+            return float(weights @ np.square(restored.astype(np.float64) - values))
+
+        # Each end in turn; a range always contains zero.
+        low, high = min(self.minimum, 0.0), max(self.maximum, 0.0)
+        shares = np.geomspace(0.05, 1.0, 48)
+        widest = (low, high)
+        for _ in range(2):
+            current_low = low
+            high = _best(shares * widest[1], lambda h, at=current_low: error(at, h))
+            current_high = high
+            low = _best(shares * widest[0], lambda v, at=current_high: error(v, at))
+        return low, high
+
+
+def _best(candidates: NDArray[np.float64], error: Callable[[float], float]) -> float:
+    errors = [error(float(candidate)) for candidate in candidates]
+    # The widest of equally good ranges.
+    return float(candidates[len(errors) - 1 - int(np.argmin(errors[::-1]))])
