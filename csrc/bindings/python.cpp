@@ -4,15 +4,19 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "bindings/python_bench.h"
 #include "defakeq/defakeq.h"
+#include "defakeq/dfq_file.h"
 #include "defakeq/layer_shape.h"
 #include "defakeq/thread_pool.h"
 
@@ -63,7 +67,7 @@ E parse_name(const std::string& field, py::handle value, const char* const (&nam
 
 // Memory aligned as the runtime layout needs it, owned by the array.
 py::array aligned_bytes(size_t bytes) {
-  void* data = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  void* data = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
   if (data == nullptr) throw std::bad_alloc();
   const py::capsule owner(data, [](void* p) { std::free(p); });
   return py::array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(bytes)}, {1}, data, owner);
@@ -493,6 +497,49 @@ py::dict cpu_info_dict() {
   return d;
 }
 
+constexpr const char* kTensorTypes[] = {"bool",  "uint8",  "int8",    "int16", "uint16", "float16",
+                                        "int32", "uint32", "float32", "int64", "uint64", "float64"};
+
+py::dict describe_file(const DfqFile& file) {
+  py::dict tensors;
+  for (const auto& [name, tensor] : file.tensors) {
+    py::dict t;
+    t["dtype"] = kTensorTypes[static_cast<int>(tensor.dtype)];
+    t["shape"] = py::tuple(py::cast(tensor.shape));
+    t["nbytes"] = tensor.nbytes;
+    tensors[py::str(name)] = t;
+  }
+  py::list layers;
+  for (const DfqLayer& layer : file.layers) {
+    py::list segments;
+    for (const SegmentSpec& segment : layer.spec.segments) {
+      segments.append(py::make_tuple(segment.bits, segment.count));
+    }
+    py::dict l;
+    l["name"] = layer.name;
+    l["kind"] = kKinds[static_cast<int>(layer.spec.kind)];
+    l["out_channels"] = layer.spec.out_channels;
+    l["in_channels"] = layer.spec.in_channels;
+    l["kernel_size"] = pair_of(layer.spec.kernel);
+    l["groups"] = layer.spec.groups;
+    l["segments"] = segments;
+    l["half_inputs"] = layer.spec.half_in_count;
+    layers.append(l);
+  }
+  py::dict d;
+  d["metadata"] = py::cast(file.metadata);
+  d["tensors"] = tensors;
+  d["layers"] = layers;
+  return d;
+}
+
+py::dict parse_bytes(const py::bytes& data) {
+  const std::string_view view = data;
+  const py::array copy = aligned_bytes(view.size());
+  std::memcpy(const_cast<void*>(copy.data()), view.data(), view.size());
+  return describe_file(parse_dfq(copy.data(), view.size()));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -509,6 +556,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("get_num_threads", [] { return Threads::get()->threads(); });
   m.def("pack_layer", &pack, py::arg("spec"),
         "Build the runtime layout of a layer in the storage format: uint8[bytes].");
+  m.def(
+      "read_dfq", [](const std::string& path) { return describe_file(read_dfq(path)); },
+      py::arg("path"), "Check a .dfq file and describe its tensors and layers.");
+  m.def("parse_dfq", &parse_bytes, py::arg("data"), "The same for the bytes of a file.");
   m.def("layer_info", &info, py::arg("packed"), "Describe a runtime layout.");
   m.def(
       "linear",
@@ -532,4 +583,5 @@ PYBIND11_MODULE(_core, m) {
       py::arg("packed"), py::arg("x"), py::arg("residual") = py::none(),
       py::arg("residual_scale") = 0.0, py::arg("residual_zero_point") = 0,
       py::arg("half_input") = py::none(), "x [n, h, w, in] float32 or int8 -> [n, h', w', out].");
+  bind_bench(m);
 }

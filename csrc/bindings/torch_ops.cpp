@@ -3,10 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "defakeq/defakeq.h"
 #include "defakeq/layer_shape.h"
@@ -413,13 +413,33 @@ void boxed_linear(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(out);
 }
 
-void expect_pair(const char* name, const std::vector<int64_t>& found, const int32_t (&layer)[2]) {
-  if (found.size() != 2 || found[0] != layer[0] || found[1] != layer[1]) {
+// A list of integers; the list is owned.
+class Pair {
+ public:
+  explicit Pair(StableIValue value) : list_(to<StableListHandle>(value)) {}
+  Pair(const Pair&) = delete;
+  Pair& operator=(const Pair&) = delete;
+  ~Pair() { torch_delete_list(list_); }
+
+  void expect(const char* name, const int32_t (&layer)[2]) const {
+    size_t size = 0;
+    check(torch_list_size(list_, &size), "list_size");
+    int64_t found[2] = {0, 0};
+    for (size_t i = 0; i < std::min<size_t>(size, 2); ++i) {
+      StableIValue item;
+      check(torch_list_get_item(list_, i, &item), "list_get_item");
+      found[i] = to<int64_t>(item);
+    }
     const int64_t accepted[2] = {layer[0], layer[1]};
-    refuse(name, shape_text(found.data(), static_cast<int64_t>(found.size())),
-           shape_text(accepted, 2));
+    if (size != 2) refuse(name, std::to_string(size) + " integers", shape_text(accepted, 2));
+    if (found[0] != accepted[0] || found[1] != accepted[1]) {
+      refuse(name, shape_text(found, 2), shape_text(accepted, 2));
+    }
   }
-}
+
+ private:
+  StableListHandle list_;
+};
 
 // conv2d(x, packed, out_channels, kernel, stride, padding, dilation, out_int8, residual,
 //        residual_scale, residual_zero_point, half_input)
@@ -427,19 +447,19 @@ void boxed_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   Argument x(to<AtenTensorHandle>(stack[0]));
   Argument packed(to<AtenTensorHandle>(stack[1]));
   const auto out_channels = to<int64_t>(stack[2]);
-  const auto kernel = to<std::vector<int64_t>>(stack[3]);
-  const auto strides = to<std::vector<int64_t>>(stack[4]);
-  const auto padding = to<std::vector<int64_t>>(stack[5]);
-  const auto dilation = to<std::vector<int64_t>>(stack[6]);
+  const Pair kernel(stack[3]);
+  const Pair stride(stack[4]);
+  const Pair padding(stack[5]);
+  const Pair dilation(stack[6]);
   const bool out_int8 = to<bool>(stack[7]);
   Extras extras(stack, 8);
 
   const LayerShape layer = open_packed(packed, LayerKind::kConv2d);
   check_output(layer, "out_channels", out_channels, out_int8);
-  expect_pair("kernel", kernel, layer.kernel);
-  expect_pair("stride", strides, layer.stride);
-  expect_pair("padding", padding, layer.padding);
-  expect_pair("dilation", dilation, layer.dilation);
+  kernel.expect("kernel", layer.kernel);
+  stride.expect("stride", layer.stride);
+  padding.expect("padding", layer.padding);
+  dilation.expect("dilation", layer.dilation);
   x.open("x");
   OpArgs args;
   args.blob = packed.data;
