@@ -17,18 +17,39 @@ DQ_INLINE __m512i broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(v);
 }
 
+// -zero_point and -128 * zero_point of an output as 16-bit halves: with a row sum split the same
+// way (7 low bits, the rest), one vpdpwssd takes the zero points out.
+struct ZeroPairs {
+  __m512i block[2];
+
+  ZeroPairs(const GemmS8Args& a, int col, int blocks) {
+    const __m512i low_half = _mm512_set1_epi32(0xffff);
+    for (int b = 0; b < blocks; ++b) {
+      const __m512i negated = _mm512_sub_epi32(_mm512_setzero_si512(),
+                                               _mm512_loadu_si512(a.zero_point + col + b * kBlock));
+      block[b] =
+          _mm512_or_si512(_mm512_and_si512(negated, low_half), _mm512_slli_epi32(negated, 16 + 7));
+    }
+  }
+};
+
+DQ_INLINE __m512i row_pair(int32_t sum) {
+  const uint32_t bits = static_cast<uint32_t>(sum);
+  return _mm512_set1_epi32(static_cast<int32_t>((bits & 127u) | ((bits >> 7) << 16)));
+}
+
 // The plain int8 epilogue over both blocks of a row: what finish_acc does, with the packs doing the
-// clamping below.
+// clamping below. The accumulators started at the correction.
 template <bool kRelu>
-DQ_INLINE void finish_pair(const GemmS8Args& a, int64_t row, int col, const __m512i (&acc)[2]) {
-  const __m512i sum = _mm512_set1_epi32(a.row_sum[row]);
+DQ_INLINE void finish_pair(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
+                           const __m512i (&acc)[2]) {
+  const __m512i sum = row_pair(a.row_sum[row]);
   const __m512 high = _mm512_set1_ps(a.post.high);
   __m512i q[2];
 #pragma GCC unroll 2
   for (int b = 0; b < 2; ++b) {
     const int at = col + b * kBlock;
-    __m512i v = _mm512_add_epi32(acc[b], _mm512_loadu_si512(a.correction + at));
-    v = _mm512_sub_epi32(v, _mm512_mullo_epi32(sum, _mm512_loadu_si512(a.zero_point + at)));
+    const __m512i v = _mm512_dpwssd_epi32(acc[b], sum, zero.block[b]);
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(a.scale + at),
                                _mm512_loadu_ps(a.bias + at));
     if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
@@ -55,12 +76,15 @@ bool plain_int8(const GemmS8Args& a) {
 }
 
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, bool plain, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs* plain, int64_t row, int first_block) {
   __m512i acc[R][NB];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_setzero_si512();
+    for (int b = 0; b < NB; ++b) {
+      acc[r][b] = plain != nullptr ? _mm512_loadu_si512(a.correction + (first_block + b) * kBlock)
+                                   : _mm512_setzero_si512();
+    }
   }
   const uint8_t* w[NB];
 #pragma GCC unroll 2
@@ -88,14 +112,14 @@ DQ_INLINE void tile(const GemmS8Args& a, bool plain, int64_t row, int first_bloc
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
   if constexpr (NB == 2) {
-    if (plain) {
+    if (plain != nullptr) {
       const int col = first_block * kBlock;
       if (a.post.activation == Activation::kRelu) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) finish_pair<true>(a, row + r, col, acc[r]);
+        for (int r = 0; r < R; ++r) finish_pair<true>(a, *plain, row + r, col, acc[r]);
       } else {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) finish_pair<false>(a, row + r, col, acc[r]);
+        for (int r = 0; r < R; ++r) finish_pair<false>(a, *plain, row + r, col, acc[r]);
       }
       return;
     }
@@ -112,7 +136,8 @@ DQ_INLINE void tile(const GemmS8Args& a, bool plain, int64_t row, int first_bloc
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  const bool plain = plain_int8(a);
+  const ZeroPairs pairs(a, block * kBlock, NB);
+  const ZeroPairs* plain = NB == 2 && plain_int8(a) ? &pairs : nullptr;
   simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, plain, row, block); });
 }
 
