@@ -114,7 +114,11 @@ class CMakeBuild(build_ext):
 
     def cmake_directory(self) -> Path:
         environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-        return ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-{environment}"
+        return (
+            ROOT
+            / "build"
+            / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-{environment}"
+        )
 
     def cmake_build(self) -> None:
         torch = find_torch()

@@ -32,8 +32,8 @@ def _library() -> Path:
         for path in sorted(Path(directory).glob("_torch_ops*.so")):
             return path
     raise ImportError(
-        "defakeq_kernels: the torch ops (_torch_ops.so) are not built, because no torch >= 2.10 was "
-        f"there when the package was; build with {_BUILD}"
+        "defakeq_kernels: the torch ops (_torch_ops.so) are not built, because no torch >= 2.10 "
+        f"was there when the package was built; build with {_BUILD}"
     )
 
 
