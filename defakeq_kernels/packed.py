@@ -65,7 +65,8 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     packed = np.empty((rows, row_bytes(count, bits)), np.uint8)
     for part in _chunks(rows, count):
         stream = np.unpackbits(codes[part, :, None], axis=2, count=bits, bitorder="little")
-        packed[part] = np.packbits(stream.reshape(-1, count * bits), axis=1, bitorder="little")
+        stream = stream.reshape(len(stream), count * bits)
+        packed[part] = np.packbits(stream, axis=1, bitorder="little")
     return packed
 
 
