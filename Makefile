@@ -55,6 +55,7 @@ native-test:
 	PYTHON=$(PYTHON) tools/bootstrap.sh tests
 	cmake -S . -B $(BUILD)/native $(CMAKE_NATIVE)
 	cmake --build $(BUILD)/native --parallel $(JOBS)
+	$(PYTHON) tools/check_isa_symbols.py $(BUILD)/native
 	cd $(BUILD)/native && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
 
 native-asan:

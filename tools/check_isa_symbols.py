@@ -1,6 +1,6 @@
 """Checks that objects compiled for one instruction set share no functions with other objects.
 
-The linker keeps one of several copies of an inline function. If a copy that was compiled with AVX-512
+The linker keeps one of several copies of an inline function. If a copy compiled with AVX-512
 were kept, code for every processor would use it. So each weak function that such an object defines
 must belong to the namespace of its instruction set, or mention one of its types.
 
