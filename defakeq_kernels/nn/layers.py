@@ -292,26 +292,22 @@ class QuantLayer(torch.nn.Module):
     ) -> None:
         names = [name for name in self._buffers if name != "packed"]
         loaded = {name: state_dict.get(prefix + name) for name in names}
-        complete = all(isinstance(value, Tensor) for value in loaded.values())
         extra = state_dict.get(prefix + "_extra_state")
-        problem = None
-        weight: PackedWeight | None = None
-        if complete and extra is not None:
-            try:
+        try:
+            if extra is not None:
                 self._read_config(extra)
-                for name, value in loaded.items():
-                    _check_buffer(name, value, self.get_buffer(name))  # type: ignore[arg-type]
-                weight = self._build(loaded).validate("weight")  # type: ignore[arg-type]
-            except ValueError as error:
-                problem = f"{prefix.rstrip('.') or 'layer'}: {error}"
-        if problem is not None:
-            error_msgs.append(problem)
+            found = {name: value for name, value in loaded.items() if value is not None}
+            for name, value in found.items():
+                _check_buffer(name, value, self.get_buffer(name))
+            if len(found) == len(names):
+                self._build(found).validate()
+        except ValueError as error:
+            error_msgs.append(f"{prefix.rstrip('.') or 'layer'}: {error}")
             return
         arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if weight is not None:
-            device = self.get_buffer("seg0_out_index").device
-            self._buffers["packed"] = self._pack(self.packed_weight()).to(device)
+        device = self.get_buffer("seg0_out_index").device
+        self._buffers["packed"] = self._pack(self.packed_weight()).to(device)
 
     # the call
 
@@ -612,7 +608,9 @@ def _arrays(weight: PackedWeight) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in named.items() if array is not None}
 
 
-def _check_buffer(name: str, found: Tensor, own: Tensor) -> None:
+def _check_buffer(name: str, found: object, own: Tensor) -> None:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{name}: found {type(found).__name__} in the state; accepted is a tensor")
     if found.dtype != own.dtype or found.shape != own.shape:
         raise ValueError(
             f"{name}: found {found.dtype} with shape {list(found.shape)} in the state; "
