@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -59,6 +60,24 @@ struct Shape {
   int64_t stored_outputs = 0;
 };
 
+// The sum of level * (x - zero point of x) over the whole reduction must fit int32.
+void check_sums(const std::string& name, const SegmentSpec& g, const Shape& shape) {
+  const int64_t top = g.bits == 1 ? 2 : (1 << g.bits) - 1;
+  int64_t low = 1 << (g.bits - 1), high = low;
+  if (g.zero_point != nullptr) {
+    const auto [least, most] =
+        std::minmax_element(g.zero_point, g.zero_point + g.count * shape.pieces);
+    low = *least;
+    high = *most;
+  }
+  const int64_t level = std::max(std::abs(high), std::abs(top - low));
+  const int64_t longest = ((int64_t{1} << 31) - 1) / (std::max<int64_t>(level, 1) * 255);
+  if (shape.reduction > longest) {
+    refuse(name + ": reduction length", std::to_string(shape.reduction),
+           "at most " + std::to_string(longest) + " for int32 sums of these codes");
+  }
+}
+
 Shape check(const LayerSpec& s) {
   Shape shape;
   constexpr int64_t kMax = int64_t{1} << 24;
@@ -100,9 +119,6 @@ Shape check(const LayerSpec& s) {
     }
   }
   shape.reduction = shape.kernel_taps * shape.group_inputs;
-  if (shape.reduction * 255 * 255 >= int64_t{1} << 31) {
-    refuse("reduction length", std::to_string(shape.reduction), "at most 33025 (int32 sums)");
-  }
   if (s.group_size != 0) {
     if (s.group_size < 4 || s.group_size % 4 != 0) {
       refuse("group_size", std::to_string(s.group_size), "0 or a positive multiple of 4");
@@ -144,6 +160,7 @@ Shape check(const LayerSpec& s) {
                     -255, 255);
       }
     }
+    check_sums(name, g, shape);
   }
   if (s.act_mode == ActMode::kStatic) check_quantization("act", s.act);
   if (s.out_dtype == DType::kInt8) check_quantization("out", s.out);

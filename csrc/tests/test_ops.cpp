@@ -511,8 +511,13 @@ TEST(Pack, NamesTheBadField) {
   EXPECT_NE(message(s).find("segments[0].scale[3]"), std::string::npos);
   s.segments[0].bits = 9;
   EXPECT_NE(message(s).find("segments[0].bits"), std::string::npos);
-  s.in_channels = 40000;
-  EXPECT_NE(message(s).find("reduction length"), std::string::npos);
+  const float finite[] = {1, 1, 1, 1};
+  const int32_t far[] = {0, 0, -255, 0};
+  s.segments[0].bits = 8;
+  s.segments[0].scale = finite;
+  s.segments[0].zero_point = far;
+  s.in_channels = 17000;
+  EXPECT_NE(message(s).find("segments[0]: reduction length"), std::string::npos);
 }
 
 TEST(Pack, RefusesForeignBlobs) {
