@@ -125,7 +125,7 @@ def linear(
     half = None if half_input is None else half_input.reshape(rows, 1, weight.half_in_count)
     added = (residual, residual_scale, residual_zero_point, weight.half_in_count)
     extra = _Extra(act, activation, out, *added)
-    scale = _dynamic_scale(act, x.reshape(rows, -1), rows)
+    scale = _dynamic_scale(act, x, rows)
     y = _run(weight, _Inputs(weight, flat, half, act, scale), extra)
     return y.reshape(*lead, weight.shape[0])
 
@@ -156,7 +156,7 @@ def conv2d(
     channels = weight.shape[1] * weight.groups
     _check(weight, "conv2d", x, channels)
     n = x.shape[0]
-    scale = _dynamic_scale(act, x.reshape(n, -1), n)
+    scale = _dynamic_scale(act, x, n)
     size = _out_size(weight, x.shape[1], x.shape[2])
     inputs = _Inputs(weight, x, half_input, act, scale, size)
     added = (residual, residual_scale, residual_zero_point, weight.half_in_count)
@@ -177,7 +177,7 @@ def accumulators(
     else:
         size = _out_size(weight, x.shape[1], x.shape[2])
     unused = np.zeros((*x.shape[:-1], weight.half_in_count), np.float32)
-    scale = _dynamic_scale(act, x.reshape(x.shape[0], -1), x.shape[0])
+    scale = _dynamic_scale(act, x, x.shape[0])
     inputs = _Inputs(weight, x, unused, act, scale, size)
     return [
         None if s.bits == HALF_BITS else _sums(weight, s, inputs).astype(np.int64)
@@ -304,13 +304,14 @@ def _out_size(w: PackedWeight, height: int, width: int) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _dynamic_scale(act: ActQuant | None, rows: NDArray[Any], count: int) -> Float32 | None:
+def _dynamic_scale(act: ActQuant | None, x: NDArray[Any], count: int) -> Float32 | None:
     """One scale a row (an image for conv2d) for dynamic quantization: max|x| / 127."""
     if act is None or act.mode == "static":
         return None
     largest = np.zeros(count, np.float32)
-    if rows.size:
-        largest = np.fmax.reduce(np.abs(rows.astype(np.float32)), axis=1, initial=np.float32(0))
+    if x.size:
+        rows = np.abs(x.astype(np.float32)).reshape(count, -1)
+        largest = np.fmax.reduce(rows, axis=1, initial=np.float32(0))
     if act.mode == "dynamic_tensor" and count:
         largest[:] = largest.max()
     return np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
@@ -398,7 +399,11 @@ def _run(weight: PackedWeight, inputs: _Inputs, extra: _Extra) -> NDArray[Any]:
             start += weight.bias[part] * extra.factor
         if weight.half_in_weight is not None:
             assert inputs.half is not None
-            start = _chain(weight.half_in_weight[part], inputs.half.reshape(rows, -1), start)
+            start = _chain(
+                weight.half_in_weight[part],
+                inputs.half.reshape(rows, weight.taps * weight.half_in_count),
+                start,
+            )
         stored[:, part] = _accumulate(weight, segment, inputs, extra, start)
         begin += segment.count
 
