@@ -173,7 +173,15 @@ setup(
     package_dir={"defakeq_kernels": "defakeq_kernels", "defakeq": "python/defakeq"},
     package_data={
         "defakeq_kernels": ["py.typed"],
-        "defakeq": ["py.typed", "**/*.dfq", "**/*.json", "**/*.jpg", "**/*.png", "**/*.md"],
+        "defakeq": [
+            "py.typed",
+            "**/*.dfq",
+            "**/*.json",
+            "**/*.jpg",
+            "**/*.png",
+            "**/*.md",
+            "**/*.txt",
+        ],
     },
     ext_modules=[CMakeExtension("defakeq_kernels._core")],
     cmdclass={"build_ext": CMakeBuild},

@@ -1,0 +1,1 @@
+"""Microbenchmarks: the kernels on layer shapes of real detectors, beside other engines."""

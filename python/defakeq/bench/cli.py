@@ -1,0 +1,131 @@
+"""``defakeq bench``: the command line of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Measure the kernels, alone or beside other engines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure the kernels, alone or beside other engines."""
+
+
+def _fail(message: object) -> typer.Exit:
+    typer.echo(f"defakeq bench: {message}", err=True)
+    return typer.Exit(2)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"bits: found {text!r}; accepted is for example 8,4,2") from None
+
+
+@app.command()
+def ops(
+    threads: Annotated[
+        int, typer.Option(help="Threads of each engine; processors are pinned.")
+    ] = 1,
+    bits: Annotated[str, typer.Option(help="Widths of our weights, 1 to 8.")] = "8,4,2",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="The same work in torch, ONNX Runtime and OpenVINO.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file.")
+    ] = None,
+    work: Annotated[
+        list[str] | None, typer.Option(help="Only work whose name contains this; repeatable.")
+    ] = None,
+    shapes: Annotated[
+        str, typer.Option(help="A shape file that comes with the package, or a path.")
+    ] = "table",
+    rounds: Annotated[int, typer.Option(help="How many times each is measured.")] = 21,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Empty the caches before each call (ours only).")
+    ] = False,
+    list_shapes: Annotated[
+        bool, typer.Option("--list", help="List the shape files and the work, measure nothing.")
+    ] = False,
+) -> None:
+    """Layers of real detectors: microseconds, GMAC/s, GB/s and the fraction of the peak.
+
+    DEFAKEQ_ISA=scalar|avx2|avx512vnni chooses the kernels.
+    """
+    # Before an engine is imported, which reads them once.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    try:
+        from defakeq.bench.ops import measure, select
+        from defakeq.bench.shapes import load_shapes, shape_files
+
+        works = select(load_shapes(shapes), work or [])
+        if list_shapes:
+            typer.echo(f"shape files: {', '.join(shape_files())}")
+            for item in works:
+                typer.echo(f"{item.name}{f' * {item.count}' if item.count > 1 else ''}")
+            return
+        _head()
+        result = measure(
+            works,
+            threads=threads,
+            bits=_widths(bits),
+            peers=peers,
+            cold=cold,
+            rounds=rounds,
+            command=_command(),
+            say=lambda line: typer.echo(line, err=True),
+            on_rows=_print_rows,
+        )
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(result, indent=1) + "\n")
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, typer.Exit | typer.Abort):
+            raise
+        raise _fail(error) from error
+    _print_machine(result["machine"])
+
+
+def _command() -> str:
+    tier = os.environ.get("DEFAKEQ_ISA", "")
+    lead = f"DEFAKEQ_ISA={tier} " if tier else ""
+    return lead + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _head() -> None:
+    numbers = f"{'us':>10} {'GMAC/s':>8} {'of peak':>8} {'GB/s':>7}"
+    typer.echo(f"{'work':42} {'bits':>4}  {'engine':22} {numbers}")
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from defakeq.bench.ops import OURS
+
+    for row in sorted(rows, key=lambda r: not r["engine"].startswith(OURS)):
+        line = f"{row['work']:42} {row['bits']:4}  {row['engine']:22} {row['us']:10.2f}"
+        if row["gmacs"] is not None:
+            line += f" {row['gmacs']:8.1f} {row['of_peak']:8.3f} {row['gbs']:7.1f}"
+        typer.echo(line)
+
+
+def _print_machine(machine: dict[str, Any]) -> None:
+    typer.echo(
+        f"\n{machine['cpu']}, {machine['isa']}, {machine['threads']} thread(s) on processor(s) "
+        f"{machine['pinned_cpus']}; one core: int8 {machine['int8_peak_gmacs']} GMAC/s, "
+        f"fp32 {machine['fp32_peak_gmacs']} GMAC/s, L2 {machine['l2_gbs']} GB/s, "
+        f"DRAM {machine['dram_gbs']} GB/s"
+    )
