@@ -481,6 +481,60 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(Random, Ops, ::testing::Range(0u, 10u));
 
+// A bias may bring infinities and NaN into the epilogue.
+TEST(Ops, NotANumberComesOutLowest) {
+  for (const LayerKind kind : {LayerKind::kLinear, LayerKind::kConv2d}) {
+    constexpr int kOutputs = 64;
+    LayerSpec s;
+    s.kind = kind;
+    s.in_channels = s.out_channels = kOutputs;
+    if (kind == LayerKind::kConv2d) {
+      s.groups = kOutputs;
+      s.kernel[0] = s.kernel[1] = 3;
+      s.padding[0] = s.padding[1] = 1;
+    }
+    s.act_mode = ActMode::kStatic;
+    s.out_dtype = DType::kInt8;
+    std::vector<int32_t> index(kOutputs);
+    std::iota(index.begin(), index.end(), 0);
+    const std::vector<uint8_t> codes(kOutputs * kOutputs, 128);
+    const std::vector<float> scale(kOutputs, 1.0f);
+    std::vector<float> bias(kOutputs, 3.0f);
+    bias[0] = NAN;
+    bias[1] = INFINITY;
+    bias[2] = -INFINITY;
+    s.segments = {{8, kOutputs, index.data(), codes.data(), nullptr, scale.data(), nullptr}};
+    s.bias = bias.data();
+    const size_t bytes = packed_layer_bytes(s);
+    const std::unique_ptr<void, Free> blob(std::aligned_alloc(64, bytes));
+    pack_layer(s, blob.get(), bytes);
+    const std::vector<int8_t> x(16 * kOutputs, 1);
+    for (const char* isa : {"scalar", "avx2", "avx512vnni"}) {
+      if (!isa_available(isa)) continue;
+      set_isa(isa);
+      std::vector<int8_t> out(16 * kOutputs);
+      OpArgs a;
+      a.blob = blob.get();
+      a.blob_bytes = bytes;
+      a.x = x.data();
+      a.x_dtype = DType::kInt8;
+      a.out = out.data();
+      Serial serial;
+      GrowingScratch scratch;
+      if (kind == LayerKind::kLinear) {
+        linear(a, 16, kOutputs, serial, scratch);
+      } else {
+        conv2d(a, 1, 4, 4, serial, scratch);
+      }
+      EXPECT_EQ(out[0], -128) << isa;
+      EXPECT_EQ(out[1], 127) << isa;
+      EXPECT_EQ(out[2], -128) << isa;
+      EXPECT_EQ(out[3], 3) << isa;
+    }
+    set_isa(nullptr);
+  }
+}
+
 TEST(Pack, NamesTheBadField) {
   const auto message = [](const LayerSpec& s) -> std::string {
     try {

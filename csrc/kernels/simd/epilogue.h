@@ -62,7 +62,8 @@ DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
 template <class V>
 DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
   y = V::mul(y, V::set1(post.inv_scale));
-  y = V::max(V::min(y, V::set1(post.high)), V::set1(post.low));
+  // NaN comes out lowest: min hands its second operand on, and so does max.
+  y = V::max(V::min(V::set1(post.high), y), V::set1(post.low));
   return V::add_i(V::rne(y), V::set1_i(post.zero_point));
 }
 

@@ -10,7 +10,7 @@ void quantize(const float* x, int64_t count, float inv_scale, int32_t zero_point
               float high, int8_t* out) {
   const auto one = [&](const float* p) __attribute__((always_inline)) {
     typename V::F y = V::mul(V::load(p), V::set1(inv_scale));
-    y = V::max(V::min(y, V::set1(high)), V::set1(low));
+    y = V::max(V::min(V::set1(high), y), V::set1(low));
     return V::add_i(V::rne(y), V::set1_i(zero_point));
   };
   int64_t i = 0;

@@ -180,7 +180,7 @@ void pair_words(const Wide& k, int j) {
   const auto words = [&](__m512i acc) __attribute__((always_inline)) {
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, bias);
     if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
-    return _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(y, high)));
+    return _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(high, y)));
   };
   const __m512i* x = k.columns + j;
   __m512i x0 = x[0], x1 = x[kLanes];

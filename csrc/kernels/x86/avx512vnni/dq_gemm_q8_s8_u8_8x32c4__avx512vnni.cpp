@@ -53,7 +53,7 @@ DQ_INLINE void finish_pair(const GemmS8Args& a, const ZeroPairs& zero, int64_t r
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(a.scale + at),
                                _mm512_loadu_ps(a.bias + at));
     if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
-    q[b] = Vec::rne(_mm512_min_ps(y, high));
+    q[b] = Vec::rne(_mm512_min_ps(high, y));
   }
   const __m512i words = _mm512_adds_epi16(
       _mm512_packs_epi32(q[0], q[1]), _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point)));
