@@ -172,10 +172,11 @@ setup(
     + find_packages("python", include=["defakeq", "defakeq.*"]),
     package_dir={"defakeq_kernels": "defakeq_kernels", "defakeq": "python/defakeq"},
     package_data={
-        "defakeq_kernels": ["py.typed"],
+        "defakeq_kernels": ["py.typed", "*.pyi"],
         "defakeq": [
             "py.typed",
             "**/*.dfq",
+            "**/*.safetensors",
             "**/*.json",
             "**/*.jpg",
             "**/*.png",

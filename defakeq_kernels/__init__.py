@@ -14,7 +14,7 @@ if not any(Path(__file__).parent.glob("_core*")):
     __path__ = pkgutil.extend_path(__path__, __name__)
 
 try:
-    from defakeq_kernels import _core
+    import defakeq_kernels._core as _core
 except ImportError as error:
     raise ImportError(
         "defakeq_kernels: the native library is missing or was built for another Python "
