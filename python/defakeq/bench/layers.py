@@ -21,14 +21,14 @@ RELU_ACT = {"mode": "static", "scale": 0.03, "zero_point": -128, "bits": 8}
 RELU_OUT = {"dtype": "int8", "scale": 0.03, "zero_point": -128, "bits": 8}
 
 _RATES = {"gemm": 2e11, "conv": 2e11, "gemv": 1e11, "dwconv": 3e10, "small": 1e9}
-_COPY_BYTES = 16 << 20
+_COPY_BYTES = 8 << 20
 
 
 def copies_of(work: Work, bits: int) -> int:
     """How many copies of the weights each engine takes in turn.
 
     Enough that the cost of a call from Python is lost in them, as few as time asks for, and not
-    more than the last level of the cache holds: 2 to 32.
+    more than a last level of the cache holds beside other data: 2 to 32.
     """
     by_time = math.ceil(CHUNK_SECONDS / (work.macs / _RATES[work.kind]))
     by_size = _COPY_BYTES * 8 // max(1, work.outputs * work.reduction * bits)

@@ -5,7 +5,7 @@ network has that layer. The names:
 
 - ``gemm MxNxK``: M rows of K inputs to N outputs; ``gemv 1xNxK`` is the same for one row;
 - ``conv KHxKW C@HxW``: C channels to C channels on an H by W image, padded by half the kernel;
-  ``C-D@`` for D outputs, ``/S`` at the end for a stride of S;
+  ``C-D@`` for D outputs, ``/S`` at the end for a stride of S, ``pP`` after it for a padding of P;
 - ``dwconv KHxKW C@HxW``: the same with one filter a channel;
 - ``small op N``: one operator on N numbers through torch, where the call is all the cost.
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 VARIANTS = ("", "half-out", "half-in-out", "half-precision-5", "half-precision-in-2")
 
 _PRODUCT = re.compile(r"(gemm|gemv) (\d+)x(\d+)x(\d+)")
-_CONV = re.compile(r"(conv|dwconv) (\d+)x(\d+) (\d+)(?:-(\d+))?@(\d+)x(\d+)(?:/(\d+))?")
+_CONV = re.compile(r"(conv|dwconv) (\d+)x(\d+) (\d+)(?:-(\d+))?@(\d+)x(\d+)(?:/(\d+))?(?:p(\d+))?")
 _SMALL = re.compile(r"small op (\d+)")
 
 
@@ -45,6 +45,7 @@ class Work:
         stride: of a convolution.
         variant: the suffix, or "".
         count: how often the network has this layer.
+        pad: padding on each side; None: half the kernel.
     """
 
     base: str
@@ -57,6 +58,7 @@ class Work:
     stride: int = 1
     variant: str = ""
     count: int = 1
+    pad: int | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +77,9 @@ class Work:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Half the kernel, on each side."""
+        """Rows and columns of padding on each side."""
+        if self.pad is not None:
+            return self.pad, self.pad
         return self.kernel[0] // 2, self.kernel[1] // 2
 
     @property
@@ -168,7 +172,7 @@ def _parse_base(base: str, variant: str, count: int) -> Work | None:
             return None
         return Work(base, match[1], m, n, k, variant=variant, count=count)
     if match := _CONV.fullmatch(base):
-        kh, kw, ins, outs, height, width, stride = (int(v or 0) for v in match.groups()[1:])
+        kh, kw, ins, outs, height, width, stride = (int(v or 0) for v in match.groups()[1:8])
         pruned_in = variant in ("half-in-out", "half-precision-in-2")
         if match[1] == "dwconv" and (outs or pruned_in):
             return None
@@ -183,6 +187,7 @@ def _parse_base(base: str, variant: str, count: int) -> Work | None:
             stride=stride or 1,
             variant=variant,
             count=count,
+            pad=int(match[9]) if match[9] else None,
         )
     if (match := _SMALL.fullmatch(base)) and not variant:
         return Work(base, "small", 1, int(match[1]), int(match[1]), count=count)
