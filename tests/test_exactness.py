@@ -289,7 +289,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray, where: str) -> None:
     pytest.fail(f"{where}: {int(different.sum())} of {found.size} differ: {detail}")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_any_layer_everywhere(case: Case) -> None:
     expected, blob = case.expected(), case.blob()
