@@ -9,7 +9,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-if not any(Path(__file__).parent.glob("_core*")):
+if not any(Path(__file__).parent.glob("_core*.so")):
     # The source tree shadows an installed package; the native parts are in the latter.
     __path__ = pkgutil.extend_path(__path__, __name__)
 
