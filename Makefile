@@ -18,7 +18,7 @@ CMAKE_NATIVE = -G Ninja -DDEFAKEQ_TESTS=ON
 # Optimized builds with sanitizers have the compiler warn of paths that cannot be taken.
 CMAKE_SANITIZED = $(CMAKE_NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: demo test bench lint dev native-test native-asan native-ubsan native-bench pytest format \
+.PHONY: demo test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench pytest format \
 	clean
 
 $(VENV)/.base: pyproject.toml
@@ -71,6 +71,12 @@ native-ubsan:
 	cmake -S . -B $(BUILD)/ubsan $(CMAKE_SANITIZED) -DDEFAKEQ_UBSAN=ON
 	cmake --build $(BUILD)/ubsan --parallel $(JOBS)
 	cd $(BUILD)/ubsan && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
+
+native-sanitized:
+	PYTHON=$(PYTHON) tools/bootstrap.sh tests
+	cmake -S . -B $(BUILD)/sanitized $(CMAKE_SANITIZED) -DDEFAKEQ_ASAN=ON -DDEFAKEQ_UBSAN=ON
+	cmake --build $(BUILD)/sanitized --parallel $(JOBS)
+	cd $(BUILD)/sanitized && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
 
 native-bench:
 	PYTHON=$(PYTHON) tools/bootstrap.sh tests
