@@ -65,7 +65,10 @@ def load_model(path: Path | None = None) -> torch.nn.Module:
     chosen = PACKED if path is None else path
     if not chosen.is_file():
         raise ValueError(f"model: found {chosen}, which is no file; accepted: a .dfq file")
-    return load(chosen)
+    try:
+        return load(chosen)
+    except ValueError as error:
+        raise ValueError(f"model: found {chosen}, accepted: a .dfq file; {error}") from error
 
 
 class Detector:
