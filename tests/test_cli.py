@@ -81,10 +81,10 @@ def test_package_names_are_imported_on_demand():
         _ = defakeq.nothing
 
 
-def test_convert_is_the_function_after_its_module_is_imported():
+def test_exports_are_functions_after_their_modules_are_imported():
     pytest.importorskip("torch")
     import defakeq
-    import defakeq.convert
+    import defakeq.conversion
 
     for name in defakeq.__all__:
         assert callable(getattr(defakeq, name)), name

@@ -561,8 +561,10 @@ class QuantConv2d(QuantLayer):
         numbers = (residual_scale, residual_zero_point)
         if x.dim() != 3:
             return self._call(op, x, geometry, residual, half_input, *numbers)
-        batched = [t if t is None else t.unsqueeze(0) for t in (residual, half_input)]
-        return self._call(op, x.unsqueeze(0), geometry, *batched, *numbers).squeeze(0)
+        residual = None if residual is None else residual.unsqueeze(0)
+        half_input = None if half_input is None else half_input.unsqueeze(0)
+        y = self._call(op, x.unsqueeze(0), geometry, residual, half_input, *numbers)
+        return y.squeeze(0)
 
 
 def explicit_padding(module: torch.nn.Conv2d) -> tuple[int, int]:

@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defakeq.convert import convert, load, save
+    from defakeq.conversion import convert, load, save
     from defakeq.plan import QuantPlan
 
 _EXPORTS = {
     "QuantPlan": "defakeq.plan",
-    "convert": "defakeq.convert",
-    "load": "defakeq.convert",
-    "save": "defakeq.convert",
+    "convert": "defakeq.conversion",
+    "load": "defakeq.conversion",
+    "save": "defakeq.conversion",
 }
 
 __all__ = ["QuantPlan", "convert", "load", "save"]
@@ -25,9 +25,7 @@ __all__ = ["QuantPlan", "convert", "load", "save"]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'defakeq' has no attribute {name!r}")
-    # `convert` is a function and the module that holds it: the name must stay the function's.
-    for other, module in _EXPORTS.items():
-        globals()[other] = getattr(importlib.import_module(module), other)
+    globals()[name] = getattr(importlib.import_module(_EXPORTS[name]), name)
     return globals()[name]
 
 

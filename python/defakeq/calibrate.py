@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -115,10 +116,8 @@ class RangeObserver:
         shares = np.geomspace(0.05, 1.0, 48)
         widest = (low, high)
         for _ in range(2):
-            current_low = low
-            high = _best(shares * widest[1], lambda h, at=current_low: error(at, h))
-            current_high = high
-            low = _best(shares * widest[0], lambda v, at=current_high: error(v, at))
+            high = _best(shares * widest[1], partial(error, low))
+            low = _best(shares * widest[0], partial(error, high=high))
         return low, high
 
 

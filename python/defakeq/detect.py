@@ -60,7 +60,7 @@ def load_model(path: Path | None = None) -> torch.nn.Module:
 
     Raises ``ValueError`` when the file is missing or is no detector file.
     """
-    from defakeq.convert import load
+    from defakeq.conversion import load
 
     chosen = PACKED if path is None else path
     if not chosen.is_file():

@@ -64,13 +64,13 @@ def fold_batch_norm(model: nn.Module, inputs: Inputs) -> list[str]:
     Returns:
         The names of the folded BatchNorms.
     """
-    producers = {
+    producers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if any(has_forward_of(module, kind) for kind in (nn.Conv2d, nn.Linear))
         and _untouched(module)
     }
-    norms = {
+    norms: dict[str, Any] = {
         name: module
         for name, module in model.named_modules()
         if type(module) in _NORMS

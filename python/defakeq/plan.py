@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from defakeq_kernels.nn.layers import explicit_padding
 
@@ -251,16 +251,24 @@ def why_not(model: nn.Module, name: str, layer: LayerPlan | None = None) -> str 
             explicit_padding(module)
         except ValueError as error:
             return str(error)
-    inputs = module.weight.shape[1]
+    shape = weight_shape(model, name)
+    inputs = shape[1]
     if layer is not None and layer.keep_in is not None:
         inputs = len(layer.keep_in) - len(layer.half_in or ())
-    reduction = inputs * int(np.prod(module.weight.shape[2:], dtype=np.int64))
+    reduction = inputs * int(np.prod(shape[2:], dtype=np.int64))
     if reduction > MAX_REDUCTION:
         return (
             f"found a reduction over {reduction} weights; accepted is at most {MAX_REDUCTION}, "
             "whose integer sums fit 32 bits"
         )
     return None
+
+
+def weight_shape(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The weight's shape of a Conv2d or Linear: (outputs, inputs of a group, ...)."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return tuple(weight.shape)
 
 
 def has_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from defakeq.convert import convert, save
+from defakeq.conversion import convert, save
 from defakeq.embedded import data
 from defakeq.embedded.network import PACKED, REPORT, EmbeddedDetector, load_float, to_input
 from defakeq.embedded.train import held_out, measure

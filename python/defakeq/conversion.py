@@ -22,7 +22,7 @@ from defakeq.fold import (
     fuse_activations,
     replace_module,
 )
-from defakeq.plan import LayerPlan, QuantPlan, nearest
+from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
 from defakeq_kernels import dfq
 from defakeq_kernels.nn import QuantConv2d, QuantLayer, QuantLinear
 from defakeq_kernels.packed import PackedWeight
@@ -46,7 +46,8 @@ def convert(
 
     BatchNorm is folded into the layer before it, and a ReLU, ReLU6, Hardswish, SiLU, GELU or
     Sigmoid module after a planned layer into that layer, wherever the layer's output goes nowhere
-    else. Everything not planned or folded is kept.
+    else. Everything not planned or folded is kept; no parameter requires grad any more, since
+    packed layers have no gradient.
 
     Args:
         model: the float model; left as it is.
@@ -81,15 +82,11 @@ def convert(
             f"{'and others have' if len(static) > 1 else 'has'} quantized activations (act_bits)"
         )
     inputs = _inputs("example_inputs", example_inputs)
-    converted = copy.deepcopy(model).eval()
+    converted = copy.deepcopy(model).eval().requires_grad_(False)
     _check_planned(converted, plan, inputs)
 
     fold_batch_norm(converted, inputs)
-    pruned = {
-        name: layer.keep_out is not None
-        and len(layer.keep_out) < converted.get_submodule(name).weight.shape[0]  # type: ignore[index,union-attr]
-        for name, layer in plan.layers.items()
-    }
+    pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
     acts = _calibrate(converted, plan, fused, static, calibration or (), observer)
     for name, layer in plan.layers.items():
@@ -176,7 +173,7 @@ def load(
             classes of this package: a file must not choose what code runs.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode; no parameter requires grad.
 
     Raises:
         ValueError: not such a file, or one that does not fit the skeleton; the message names the
@@ -189,7 +186,7 @@ def load(
         raise ValueError(
             f"{os.fspath(path)}: network.model: found nothing; accepted is a file by save()"
         )
-    loaded = _skeleton(described, model, tuple(trusted)).eval()
+    loaded = _skeleton(described, model, tuple(trusted)).eval().requires_grad_(False)
     for name, description in network["layers"].items():
         layer = _layer_of(PackedWeight.from_tensors(name, tensors, description), description)
         own = _submodule(loaded, name)
@@ -244,6 +241,10 @@ def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
                 f"layer {name!r}: found no call of it with the example inputs; accepted is layers "
                 "that are called as modules"
             )
+
+
+def _prunes(model: nn.Module, name: str, layer: LayerPlan) -> bool:
+    return layer.keep_out is not None and len(layer.keep_out) < weight_shape(model, name)[0]
 
 
 def _calibrate(
@@ -443,9 +444,9 @@ def _skeleton(
 ) -> nn.Module:
     if isinstance(model, nn.Module):
         return copy.deepcopy(model)
+    what: Any = "model"
     if model is not None:
-        built = model()
-        what = "model"
+        built: Any = model()
     else:
         record = described.get("builder")
         if not isinstance(record, dict):
@@ -520,7 +521,7 @@ def _load_floats(
         if field == "bias" and path in dict(model.named_modules()):
             owner = model.get_submodule(path)
             if isinstance(owner, (nn.Linear, nn.Conv2d)) and owner.bias is None:
-                owner.bias = nn.Parameter(owner.weight.new_zeros(owner.weight.shape[0]))
+                owner.bias = nn.Parameter(owner.weight.new_zeros(owner.weight.shape[0]), False)
     own = _float_state(model)
     for name in own:
         if name not in stored:
