@@ -578,10 +578,10 @@ struct Kernel {
 };
 
 constexpr Kernel kKernels[] = {
-    {"gemm_s8", 400, check_gemm_s8},
-    {"gemv_s8", 400, check_gemv_s8},
-    {"gemm_f32", 200, check_gemm_f32},
-    {"dw_s8", 400, check_dw_s8},
+    {"gemm_s8", 1000, check_gemm_s8},
+    {"gemv_s8", 800, check_gemv_s8},
+    {"gemm_f32", 400, check_gemm_f32},
+    {"dw_s8", 1000, check_dw_s8},
     {"dw_s8_scratch", 50, check_dw_s8_scratch},
     {"dw_f32", 100, check_dw_f32},
     {"expand_codes", 200, check_expand_codes},
