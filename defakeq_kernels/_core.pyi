@@ -39,4 +39,5 @@ def time_layer(
     threads: int = 1,
     flush: bool = False,
     half_input: NDArray[np.float32] | None = None,
-) -> Any: ...
+    processor_time: bool = False,
+) -> list[float]: ...

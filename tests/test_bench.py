@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 from defakeq.bench import peers as peers_module
+from defakeq.bench import timing
 from defakeq.bench.cli import app
 from defakeq.bench.layers import copies_of, layer_input, layer_spec, native_contender
 from defakeq.bench.ops import best_peer, measure, select
@@ -171,10 +172,11 @@ def test_time_layer_takes_copies_and_refuses_others():
     work = parse_work("gemm 5x24x40")
     blob = _core.pack_layer(layer_spec(work, 8, rng))
     x, _ = layer_input(work, rng)
-    for flush in (False, True):
-        times = _core.time_layer([blob, blob], x, 3, 2, flush=flush)
+    for flush, processor_time in ((False, False), (True, False), (False, True)):
+        times = _core.time_layer([blob, blob], x, 3, 2, flush=flush, processor_time=processor_time)
         assert len(times) == 3
-        assert min(times) > 0
+        assert min(times) >= 0
+        assert processor_time or min(times) > 0
     with pytest.raises(ValueError, match="x: accepted"):
         _core.time_layer([blob], x[:, 1:], 1, 1)
     with pytest.raises(ValueError, match="x: found float64"):
@@ -306,7 +308,7 @@ def test_rounds_interleave_everything():
     calls = []
 
     def contender(name):
-        return Contender(name, 8, "defakeq", lambda: calls.append(name) or 1.0)
+        return Contender(name, 8, "defakeq", lambda processor_time: calls.append(name) or 1.0)
 
     contenders = [contender(n) for n in "abcd"]
     probes = interleave(contenders, 3, lambda: 2.0)
@@ -328,9 +330,28 @@ def test_pinning_is_undone():
     assert os.sched_getaffinity(0) == before
 
 
+def test_a_sample_that_is_always_preempted_is_taken_in_processor_time(monkeypatch):
+    switches = iter(range(1000))
+    monkeypatch.setattr(timing, "_preemptions", lambda: next(switches))
+
+    def run(processor_time):
+        return 1.0 if processor_time else 2.0
+
+    for threads, expected in ((1, 1.0), (2, 2.0)):
+        contender = Contender("a", 8, "defakeq", run)
+        interleave([contender], 2, lambda: 2.0, threads)
+        assert contender.seconds == [expected] * 2
+        assert contender.disturbed == 2
+    monkeypatch.setattr(timing, "_preemptions", lambda: 0)
+    contender = Contender("a", 8, "defakeq", run)
+    interleave([contender], 2, lambda: 2.0, 1)
+    assert contender.seconds == [2.0] * 2
+    assert contender.disturbed == 0
+
+
 def test_cold_calls_are_measured():
     contender = native_contender(parse_work("gemm 5x24x40"), 4, 1, cold=True)
-    assert contender.run() > 0
+    assert contender.run(False) > 0
 
 
 def test_command_line(shapes_file, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def ops(
     shapes: Annotated[
         str, typer.Option(help="A shape file that comes with the package, or a path.")
     ] = "table",
-    rounds: Annotated[int, typer.Option(help="How many times each is measured.")] = 21,
+    rounds: Annotated[int, typer.Option(help="How many times each is measured.")] = 15,
     cold: Annotated[
         bool, typer.Option("--cold", help="Empty the caches before each call (ours only).")
     ] = False,

@@ -119,9 +119,11 @@ def native_contender(
     # Whole turns over the copies, as a graph that holds them all does.
     inner = count if not cold else 1
 
-    def run() -> float:
+    def run(processor_time: bool) -> float:
         repeats = 1 if not cold else 3
-        times = _core.time_layer(blobs, x, repeats, inner, threads, cold, half_input)
+        times = _core.time_layer(
+            blobs, x, repeats, inner, threads, cold, half_input, processor_time
+        )
         return float(np.median(times))
 
     half = len(work.half_out) / max(1, len(work.keep_out)) + len(work.half_in) / work.inputs
@@ -155,11 +157,11 @@ def small_op_contenders(work: Work) -> list[Contender]:
     return [Contender(work.name, 8, name, _no_grad(repeated(call, 1))) for name, call in calls]
 
 
-def _no_grad(run: Callable[[], float]) -> Callable[[], float]:
+def _no_grad(run: Callable[[bool], float]) -> Callable[[bool], float]:
     import torch
 
-    def inside() -> float:
+    def inside(processor_time: bool) -> float:
         with torch.no_grad():
-            return run()
+            return run(processor_time)
 
     return inside

@@ -14,7 +14,7 @@ from defakeq.bench.timing import Contender, interleave, pinned
 from defakeq_kernels import _core
 
 OURS = "defakeq"
-ROUNDS = 21
+ROUNDS = 15
 
 
 def select(works: Sequence[Work], filters: Sequence[str]) -> list[Work]:
@@ -60,7 +60,8 @@ def measure(
         "engine", "us" (median microseconds), "us_low" (10th percentile), "gmacs" (10^9
         multiply-adds a second, of those that are done), "of_peak" (of ``peak_gmacs`` times
         the threads), "peak_gmacs" (median of the int8 probes between this row's rounds), "gbs",
-        "macs", "bytes", "copies", "rounds", "disturbed" (rounds that lost the processor). Of
+        "macs", "bytes", "copies", "rounds", "disturbed" (rounds that lost the processor every
+        time and, with one thread, are given in processor time). Of
         "small op" rows "gmacs", "of_peak" and "gbs" are None.
 
     Raises:
@@ -80,7 +81,7 @@ def measure(
         notes: list[str] = []
         for group in _groups(works):
             contenders = _contenders(group, threads, bits, cold, others, notes)
-            probes = interleave(contenders, rounds, _core.int8_peak_gmacs)
+            probes = interleave(contenders, rounds, _core.int8_peak_gmacs, threads)
             found = [_row(c, probes, threads) for c in contenders]
             if cold:
                 found = [{**row, "cold": True} for row in found]

@@ -4,7 +4,8 @@ What is to be compared runs in rounds: each round times every contender once, fo
 a few, in an order that changes from round to round, together with a probe of the processor's peak.
 The medians over the rounds are compared, so that a slow moment or a change of the clock frequency
 meets all of them alike. A sample during which the system gave the processor to someone else is
-taken again, a few times.
+taken again; when that does not help and there is only one thread, the last attempt is timed by the
+processor time of the process, which leaves out what others used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 CHUNK_SECONDS = 2e-3
-RETRIES = 6
+RETRIES = 3
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Contender:
         work: name of the work.
         bits: width of its weights; 32 for float32.
         engine: "defakeq", or another engine and its operator.
-        run: does the work for a moment; returns the seconds one operation took.
+        run: does the work for a moment; returns the seconds one operation took, of the process when
+            its argument is true and of the clock on the wall otherwise.
         macs: multiply-adds of one operation; 0 when the count means nothing.
         bytes_moved: input, weights and output of one operation.
         copies: how many copies of the weights `run` takes in turn.
@@ -42,7 +44,7 @@ class Contender:
     work: str
     bits: int
     engine: str
-    run: Callable[[], float]
+    run: Callable[[bool], float]
     macs: int = 0
     bytes_moved: int = 0
     copies: int = 1
@@ -55,7 +57,7 @@ class Contender:
         return float(np.median(self.seconds))
 
 
-def repeated(call: Callable[[], object], operations: int) -> Callable[[], float]:
+def repeated(call: Callable[[], object], operations: int) -> Callable[[bool], float]:
     """A `Contender.run` that times ``call``, which does ``operations`` operations.
 
     The number of calls is chosen once, at the first run, for `CHUNK_SECONDS`. One more call, which
@@ -63,8 +65,9 @@ def repeated(call: Callable[[], object], operations: int) -> Callable[[], float]
     """
     inner = 0
 
-    def run() -> float:
+    def run(processor_time: bool) -> float:
         nonlocal inner
+        clock = time.process_time if processor_time else time.perf_counter
         if inner == 0:
             call()
             begin = time.perf_counter()
@@ -72,10 +75,10 @@ def repeated(call: Callable[[], object], operations: int) -> Callable[[], float]
             spent = max(time.perf_counter() - begin, 1e-8)
             inner = min(max(1, round(CHUNK_SECONDS / spent)), 100_000)
         call()
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(inner):
             call()
-        return (time.perf_counter() - begin) / (inner * operations)
+        return (clock() - begin) / (inner * operations)
 
     return run
 
@@ -84,11 +87,13 @@ def interleave(
     contenders: Sequence[Contender],
     rounds: int,
     probe: Callable[[], float],
+    threads: int = 1,
     seed: int = 0,
 ) -> list[float]:
     """Fill in `Contender.seconds`; return what ``probe`` gave in each round.
 
-    A first round, which is not kept, warms everything up.
+    A first round, which is not kept, warms everything up. With one of ``threads``, samples that
+    are preempted every time are taken in processor time.
     """
     order = random.Random(seed)
     probes = []
@@ -99,8 +104,8 @@ def interleave(
         values = []
         for index, contender in enumerate(turn):
             if index in (0, middle):
-                values.append(_undisturbed(probe)[0])
-            seconds, disturbed = _undisturbed(contender.run)
+                values.append(probe())
+            seconds, disturbed = _sample(contender.run, threads)
             if number > 0:
                 contender.seconds.append(seconds)
                 contender.disturbed += disturbed
@@ -114,14 +119,14 @@ def _preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _undisturbed(sample: Callable[[], float]) -> tuple[float, bool]:
-    """A sample, taken again while it was preempted; and whether the last attempt was, too."""
+def _sample(run: Callable[[bool], float], threads: int) -> tuple[float, bool]:
+    """One sample, and whether every attempt at it was preempted."""
     for _ in range(RETRIES):
         before = _preemptions()
-        value = sample()
+        value = run(False)
         if _preemptions() == before:
             return value, False
-    return value, True
+    return (run(True) if threads == 1 else value), True
 
 
 @contextlib.contextmanager
