@@ -104,7 +104,7 @@ def ops(
 def _command() -> str:
     tier = os.environ.get("DEFAKEQ_ISA", "")
     lead = f"DEFAKEQ_ISA={tier} " if tier else ""
-    return lead + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return lead + shlex.join(["defakeq", *sys.argv[1:]])
 
 
 def _head() -> None:
