@@ -12,11 +12,15 @@ namespace defakeq {
 namespace {
 
 // Twelve independent chains hide the latency of the instruction.
-#define DEFAKEQ_STEPS                                                                  \
-  DEFAKEQ_STEP(s0)                                                                     \
-  DEFAKEQ_STEP(s1)                                                                     \
-  DEFAKEQ_STEP(s2) DEFAKEQ_STEP(s3) DEFAKEQ_STEP(s4) DEFAKEQ_STEP(s5) DEFAKEQ_STEP(s6) \
-      DEFAKEQ_STEP(s7) DEFAKEQ_STEP(s8) DEFAKEQ_STEP(s9) DEFAKEQ_STEP(s10) DEFAKEQ_STEP(s11)
+#define DEFAKEQ_STEPS                                                                   \
+  DEFAKEQ_STEP(s0)                                                                      \
+  DEFAKEQ_STEP(s1)                                                                      \
+  DEFAKEQ_STEP(s2)                                                                      \
+  DEFAKEQ_STEP(s3)                                                                      \
+  DEFAKEQ_STEP(s4)                                                                      \
+  DEFAKEQ_STEP(s5)                                                                      \
+  DEFAKEQ_STEP(s6) DEFAKEQ_STEP(s7) DEFAKEQ_STEP(s8) DEFAKEQ_STEP(s9) DEFAKEQ_STEP(s10) \
+      DEFAKEQ_STEP(s11)
 #define DEFAKEQ_SUMS                                                                        \
   [s0] "+v"(s0), [s1] "+v"(s1), [s2] "+v"(s2), [s3] "+v"(s3), [s4] "+v"(s4), [s5] "+v"(s5), \
       [s6] "+v"(s6), [s7] "+v"(s7), [s8] "+v"(s8), [s9] "+v"(s9), [s10] "+v"(s10), [s11] "+v"(s11)
