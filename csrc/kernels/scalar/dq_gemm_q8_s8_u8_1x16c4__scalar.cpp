@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "kernels/scalar/kernels.h"
 #include "kernels/scalar/vec.h"
 #include "kernels/simd/epilogue.h"
@@ -34,6 +36,10 @@ void gemm_s8(const GemmS8Args& a) {
 }
 
 void expand_codes(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes) {
+  if (bits == 8) {
+    std::memcpy(codes, planes, static_cast<size_t>(steps * kBlock * 4));
+    return;
+  }
   const simd::Planes p = simd::planes_of(bits);
   for (int64_t s = 0; s < steps; s += kPlaneSteps) {
     for (int v = 0; v < kPlaneSteps && s + v < steps; ++v) {
