@@ -12,20 +12,16 @@ namespace defakeq {
 namespace {
 
 // Twelve independent chains hide the latency of the instruction.
-// clang-format off: the formatter does not settle on these lines
-#define DEFAKEQ_STEPS                                                                   \
-  DEFAKEQ_STEP(s0)                                                                      \
-  DEFAKEQ_STEP(s1)                                                                      \
-  DEFAKEQ_STEP(s2)                                                                      \
-  DEFAKEQ_STEP(s3)                                                                      \
-  DEFAKEQ_STEP(s4)                                                                      \
-  DEFAKEQ_STEP(s5)                                                                      \
-  DEFAKEQ_STEP(s6) DEFAKEQ_STEP(s7) DEFAKEQ_STEP(s8) DEFAKEQ_STEP(s9) DEFAKEQ_STEP(s10) \
-      DEFAKEQ_STEP(s11)
+// clang-format off
+#define DEFAKEQ_STEPS                                                                  \
+  DEFAKEQ_STEP(s0) DEFAKEQ_STEP(s1) DEFAKEQ_STEP(s2) DEFAKEQ_STEP(s3)                  \
+  DEFAKEQ_STEP(s4) DEFAKEQ_STEP(s5) DEFAKEQ_STEP(s6) DEFAKEQ_STEP(s7)                  \
+  DEFAKEQ_STEP(s8) DEFAKEQ_STEP(s9) DEFAKEQ_STEP(s10) DEFAKEQ_STEP(s11)
+#define DEFAKEQ_SUMS                                                                   \
+  [s0] "+v"(s0), [s1] "+v"(s1), [s2] "+v"(s2), [s3] "+v"(s3), [s4] "+v"(s4),           \
+  [s5] "+v"(s5), [s6] "+v"(s6), [s7] "+v"(s7), [s8] "+v"(s8), [s9] "+v"(s9),           \
+  [s10] "+v"(s10), [s11] "+v"(s11)
 // clang-format on
-#define DEFAKEQ_SUMS                                                                        \
-  [s0] "+v"(s0), [s1] "+v"(s1), [s2] "+v"(s2), [s3] "+v"(s3), [s4] "+v"(s4), [s5] "+v"(s5), \
-      [s6] "+v"(s6), [s7] "+v"(s7), [s8] "+v"(s8), [s9] "+v"(s9), [s10] "+v"(s10), [s11] "+v"(s11)
 
 int64_t int8_macs(int64_t rounds) {
   const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
