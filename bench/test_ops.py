@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from defakeq.bench.layers import layer_input, layer_spec
 from defakeq.bench.shapes import load_shapes
-
 from defakeq_kernels import _core
 
 WORKS = [w for w in load_shapes("table") if w.kind != "small"]
