@@ -100,7 +100,8 @@ void choose_geometry(Case& c, Random& random) {
   s.out_channels = random.in(1, 90);
   if (random.one_in(3)) {
     s.kind = LayerKind::kLinear;
-    c.n = random.in(1, 30);
+    // every other one few enough for the GEMV kernels
+    c.n = random.one_in(2) ? random.in(1, 4) : random.in(5, 30);
     return;
   }
   s.kind = LayerKind::kConv2d;
@@ -132,7 +133,9 @@ void choose_geometry(Case& c, Random& random) {
 
 void choose_numbers(Case& c, Random& random) {
   LayerSpec& s = c.spec;
-  if (s.groups == 1 && random.one_in(4)) s.group_size = 4 * random.in(1, 16);
+  if (s.groups == 1 && random.one_in(4)) {
+    s.group_size = random.one_in(2) ? 32 : 4 * random.in(1, 16);
+  }
   s.act_mode = static_cast<ActMode>(random.in(0, 3));
   s.act.scale = 0.02f;
   s.act.bits = random.in(4, 8);

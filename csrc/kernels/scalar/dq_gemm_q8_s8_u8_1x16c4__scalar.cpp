@@ -65,10 +65,10 @@ void gemv_s8(const GemmS8Args& a) {
       const uint8_t* w = a.w + b * a.w_stride;
       for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
         if (a.bits == 8) {
-          dot(a.rows[row] + s * 4, w, kPlaneSteps, acc);
+          dot(a.rows[row] + a.tap_offset[0] + s * 4, w, kPlaneSteps, acc);
         } else {
           expand_codes(w, a.bits, kPlaneSteps, codes);
-          dot(a.rows[row] + s * 4, codes, kPlaneSteps, acc);
+          dot(a.rows[row] + a.tap_offset[0] + s * 4, codes, kPlaneSteps, acc);
         }
         w += a.bits * 64;
       }

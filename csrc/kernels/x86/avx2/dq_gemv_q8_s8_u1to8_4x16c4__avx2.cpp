@@ -101,7 +101,7 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int block) {
   const int8_t* x[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    x[r] = a.rows[row + r];
+    x[r] = a.rows[row + r] + a.tap_offset[0];
 #pragma GCC unroll 2
     for (int i = 0; i < kParts; ++i) acc[r][i] = _mm256_setzero_si256();
   }

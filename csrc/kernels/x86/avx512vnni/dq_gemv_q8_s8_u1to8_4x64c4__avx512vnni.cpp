@@ -22,7 +22,7 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
   const uint8_t* w = a.w + first_block * a.w_stride;
   const int8_t* x[R];
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) x[r] = a.rows[row + r];
+  for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[0];
   for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
 #pragma GCC unroll 4
     for (int b = 0; b < NB; ++b) {
