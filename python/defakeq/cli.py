@@ -97,9 +97,8 @@ def _print_result(result: Any) -> None:
     if result.probability is None:
         typer.echo(f"{result.path}: no face found  ({result.milliseconds:.0f} ms)")
         return
-    verdict = "forged" if result.probability >= 0.5 else "real"
     typer.echo(
-        f"{result.path}: {verdict}, probability of a forgery {result.probability:.3f}  "
+        f"{result.path}: probability of a forgery {result.probability:.3f}  "
         f"({result.milliseconds:.0f} ms)"
     )
     for face in result.faces:

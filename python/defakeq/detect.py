@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from defakeq.embedded.data import resize_input
-from defakeq.embedded.network import PACKED, load_float, to_input
+from defakeq.embedded.network import INPUT_SIZE, PACKED, load_float, to_input
 from defakeq.faces import Box, crop_square, find_faces, margin_box
 from defakeq.images import collect, is_video, read_frames, read_image
 
@@ -139,6 +139,8 @@ def scan_all(paths: list[Path], model: Path | None = None, frames: int = 16) -> 
     """Yield the scores of files and folders in order. See :meth:`Detector.scan`."""
     files = collect(paths)
     detector = Detector(load_model(model))
+    # The first call prepares threads and memory; no face's time should have that in it.
+    detector.score(np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
     for path in files:
         yield detector.scan(path, frames)
 

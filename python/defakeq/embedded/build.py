@@ -3,8 +3,9 @@
 It converts the float32 checkpoint with several mixed plans, measures each on the validation split,
 and keeps the smallest file whose mean validation AUC is within ``--loss`` of the float32 network's.
 The test split is measured once, for the plan that was kept. The first and last layers and the
-depthwise convolutions have 8 bits. The pointwise ones have fewer, the narrow ones apart from the
-wide ones; of a wide one, the output channels that rounding hurts most are in half precision.
+depthwise convolutions have 8 bits, symmetric in the depthwise ones. The pointwise ones have fewer,
+the narrow ones apart from the wide ones; of a wide one, the output channels that rounding hurts
+most are in half precision.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def mixed_plan(model: EmbeddedDetector, candidate: Candidate) -> QuantPlan:
             bits = candidate.wide if wide else candidate.narrow
             half = round(candidate.half * weight.shape[0]) if wide else 0
         half_out = worst_outputs(weight, bits, half) if half else None
-        layers[name] = LayerPlan(bits=bits, half_out=half_out)
+        depthwise = weight.shape[1] == 1  # symmetric 8-bit weights are faster there
+        layers[name] = LayerPlan(bits=bits, half_out=half_out, symmetric=depthwise)
     return QuantPlan(layers)
 
 

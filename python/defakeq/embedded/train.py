@@ -32,9 +32,10 @@ TRAINED_ON = (
     "without a frontal face; every forgery is a self-blend made by this project."
 )
 NOT_TRAINED_ON = (
-    "Not trained on photographs of people, on the output of any generator (GAN, diffusion, "
-    "face-swap or reenactment tool), on video, or on any public deepfake data set. Its score shows "
-    "that the software works on a real task; it is no evidence about a picture."
+    "Not trained on any photograph of a frontal face, on the output of any generator (GAN, "
+    "diffusion, face-swap or reenactment tool), on video, or on any public deepfake data set. Real "
+    "photographs of faces can score above 0.5. Its score shows that the software works on a real "
+    "task; it is no evidence about a picture."
 )
 
 # What is measured: split, kind, number of pairs.
