@@ -116,15 +116,22 @@ def native_contender(
     count = copies_of(work, bits) if copies is None else copies
     blobs = [_core.pack_layer(spec) for _ in range(count)]
     x, half_input = layer_input(work, rng)
-    # Whole turns over the copies, as a graph that holds them all does.
-    inner = count if not cold else 1
+    inner = 0
 
-    def run(processor_time: bool) -> float:
-        repeats = 1 if not cold else 3
+    def sample(repeats: int, calls: int, processor_time: bool = False) -> float:
         times = _core.time_layer(
-            blobs, x, repeats, inner, threads, cold, half_input, processor_time
+            blobs, x, repeats, calls, threads, cold, half_input, processor_time
         )
         return float(np.median(times))
+
+    def run(processor_time: bool) -> float:
+        nonlocal inner
+        if cold:
+            return sample(3, 1, processor_time)
+        if inner == 0:
+            # Whole turns over the copies, as a graph that holds them all does.
+            inner = count * max(1, round(CHUNK_SECONDS / (sample(1, count) * count)))
+        return sample(1, inner, processor_time)
 
     half = len(work.half_out) / max(1, len(work.keep_out)) + len(work.half_in) / work.inputs
     mean_bits = bits * (1 - half) + HALF_BITS * half
