@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from defakeq.bench.layers import layer_spec
 from defakeq.bench.shapes import parse_work
-
 from defakeq_kernels import _core
 
 torch = pytest.importorskip("torch")

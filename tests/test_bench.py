@@ -8,6 +8,8 @@ import types
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from defakeq.bench import peers as peers_module
 from defakeq.bench import timing
 from defakeq.bench.cli import app
@@ -15,8 +17,6 @@ from defakeq.bench.layers import copies_of, layer_input, layer_spec, native_cont
 from defakeq.bench.ops import best_peer, measure, select
 from defakeq.bench.shapes import VARIANTS, Work, load_shapes, parse_work, shape_files
 from defakeq.bench.timing import Contender, interleave, pinned
-from typer.testing import CliRunner
-
 from defakeq_kernels import _core
 
 TINY = [
