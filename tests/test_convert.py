@@ -12,13 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
 import defakeq  # noqa: E402
 from defakeq.calibrate import RangeObserver  # noqa: E402
 from defakeq.fold import Folded, fold_batch_norm, fuse_activations  # noqa: E402
 from defakeq.plan import LayerPlan, QuantPlan  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
 from defakeq_kernels import dfq  # noqa: E402
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear  # noqa: E402
 
