@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/kernel_table.h"
+#include "kernels/simd/math.h"
 
 namespace defakeq::simd {
 
@@ -26,6 +27,29 @@ constexpr Planes planes_of(int bits) {
           bits == 1 ? 1 : (four ? 4 : 0) + (two ? 2 : 0),
           four ? 4 : 0,
           (four ? 4 : 0) + (two ? 2 : 0)};
+}
+
+// Turns a width into a template argument: fn.operator()<bits>().
+template <class Fn>
+DQ_INLINE void with_bits(int bits, Fn&& fn) {
+  switch (bits) {
+    case 1:
+      return fn.template operator()<1>();
+    case 2:
+      return fn.template operator()<2>();
+    case 3:
+      return fn.template operator()<3>();
+    case 4:
+      return fn.template operator()<4>();
+    case 5:
+      return fn.template operator()<5>();
+    case 6:
+      return fn.template operator()<6>();
+    case 7:
+      return fn.template operator()<7>();
+    default:
+      return fn.template operator()<8>();
+  }
 }
 
 }  // namespace defakeq::simd

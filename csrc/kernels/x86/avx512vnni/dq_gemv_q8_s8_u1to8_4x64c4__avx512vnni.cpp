@@ -82,45 +82,11 @@ void expand(const uint8_t* planes, int64_t steps, uint8_t* codes) {
 }  // namespace
 
 void gemv_s8(const GemmS8Args& a) {
-  switch (a.bits) {
-    case 1:
-      return strips<1>(a);
-    case 2:
-      return strips<2>(a);
-    case 3:
-      return strips<3>(a);
-    case 4:
-      return strips<4>(a);
-    case 5:
-      return strips<5>(a);
-    case 6:
-      return strips<6>(a);
-    case 7:
-      return strips<7>(a);
-    default:
-      return strips<8>(a);
-  }
+  simd::with_bits(a.bits, [&]<int kBits>() { strips<kBits>(a); });
 }
 
 void expand_codes(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes) {
-  switch (bits) {
-    case 1:
-      return expand<1>(planes, steps, codes);
-    case 2:
-      return expand<2>(planes, steps, codes);
-    case 3:
-      return expand<3>(planes, steps, codes);
-    case 4:
-      return expand<4>(planes, steps, codes);
-    case 5:
-      return expand<5>(planes, steps, codes);
-    case 6:
-      return expand<6>(planes, steps, codes);
-    case 7:
-      return expand<7>(planes, steps, codes);
-    default:
-      return expand<8>(planes, steps, codes);
-  }
+  simd::with_bits(bits, [&]<int kBits>() { expand<kBits>(planes, steps, codes); });
 }
 
 }  // namespace defakeq::avx512vnni
