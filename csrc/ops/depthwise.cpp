@@ -174,6 +174,14 @@ void Depthwise::run() {
 
 }  // namespace
 
+size_t depthwise_scratch(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                         const Images& images, Parallel& parallel) {
+  Depthwise depthwise(layer, kernels, args, images, parallel);
+  Arena sizes;
+  depthwise.place(sizes);
+  return sizes.used();
+}
+
 void run_depthwise(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
                    const Images& images, Parallel& parallel, Scratch& scratch) {
   Depthwise depthwise(layer, kernels, args, images, parallel);

@@ -17,13 +17,45 @@ namespace {
 // Below this many operations a second thread costs more than it brings.
 constexpr int64_t kSerialMacs = 64 * 1024;
 
+bool too_small_to_share(const PackedLayer& layer, const Images& images) {
+  const int64_t taps = int64_t{layer.kernel[0]} * layer.kernel[1];
+  return images.n * images.out_h * images.out_w * taps * layer.stored_outputs *
+             (layer.in_channels / layer.groups) <
+         kSerialMacs;
+}
+
+// Has threads to plan for, and never runs.
+class Planned final : public Parallel {
+ public:
+  explicit Planned(int threads) : threads_(threads) {}
+  int threads() const override { return threads_; }
+  void run(int64_t, Body, void*) override {}
+
+ private:
+  int threads_;
+};
+
+size_t scratch_bytes(const PackedLayer& layer, const OpArgs& args, const Images& images,
+                     int threads) {
+  Planned parallel(too_small_to_share(layer, images) ? 1 : threads);
+  return layer.strategy == Strategy::kDepthwise
+             ? depthwise_scratch(layer, kernels(), args, images, parallel)
+             : product_scratch(layer, kernels(), args, images, parallel);
+}
+
+Images conv2d_images(const PackedLayer& layer, int64_t n, int64_t h, int64_t w) {
+  return {n,
+          h,
+          w,
+          layer.in_channels,
+          conv_out_size(h, layer.kernel[0], layer.stride[0], layer.padding[0], layer.dilation[0]),
+          conv_out_size(w, layer.kernel[1], layer.stride[1], layer.padding[1], layer.dilation[1])};
+}
+
 void run(const PackedLayer& layer, const OpArgs& args, const Images& images, Parallel& parallel,
          Scratch& scratch) {
   Serial serial;
-  const int64_t taps = int64_t{layer.kernel[0]} * layer.kernel[1];
-  const int64_t macs = images.n * images.out_h * images.out_w * taps * layer.stored_outputs *
-                       (layer.in_channels / layer.groups);
-  Parallel& chosen = macs < kSerialMacs ? serial : parallel;
+  Parallel& chosen = too_small_to_share(layer, images) ? serial : parallel;
   if (layer.strategy == Strategy::kDepthwise) {
     run_depthwise(layer, kernels(), args, images, chosen, scratch);
   } else {
@@ -87,17 +119,24 @@ void conv2d(const OpArgs& args, int64_t n, int64_t h, int64_t w, Parallel& paral
                                 std::to_string(h) + "x" + std::to_string(w) +
                                 ", accepted: 0 or more images of at least 1x1");
   }
-  const int64_t out_h =
-      conv_out_size(h, layer.kernel[0], layer.stride[0], layer.padding[0], layer.dilation[0]);
-  const int64_t out_w =
-      conv_out_size(w, layer.kernel[1], layer.stride[1], layer.padding[1], layer.dilation[1]);
-  if (out_h < 1 || out_w < 1) {
+  const Images images = conv2d_images(layer, n, h, w);
+  if (images.out_h < 1 || images.out_w < 1) {
     throw std::invalid_argument("x: found an image of " + std::to_string(h) + "x" +
                                 std::to_string(w) + ", accepted: one that the kernel fits into");
   }
   check_args(layer, args, n == 0);
   if (n == 0) return;
-  run(layer, args, Images{n, h, w, layer.in_channels, out_h, out_w}, parallel, scratch);
+  run(layer, args, images, parallel, scratch);
+}
+
+size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_t x_stride, int threads) {
+  const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
+  return scratch_bytes(layer, args, Images{rows, 1, 1, x_stride, 1, 1}, threads);
+}
+
+size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h, int64_t w, int threads) {
+  const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
+  return scratch_bytes(layer, args, conv2d_images(layer, n, h, w), threads);
 }
 
 void quantize(const float* x, int64_t count, const Quantization& q, int8_t* out) {

@@ -453,6 +453,14 @@ void Product::run() {
 
 }  // namespace
 
+size_t product_scratch(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                       const Images& images, Parallel& parallel) {
+  Product product(layer, kernels, args, images, parallel);
+  Arena sizes;
+  product.place(sizes);
+  return sizes.used();
+}
+
 void run_product(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
                  const Images& images, Parallel& parallel, Scratch& scratch) {
   Product product(layer, kernels, args, images, parallel);

@@ -15,4 +15,10 @@ void run_product(const PackedLayer& layer, const KernelTable& kernels, const OpA
 void run_depthwise(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
                    const Images& images, Parallel& parallel, Scratch& scratch);
 
+// The scratch that these calls take.
+size_t product_scratch(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                       const Images& images, Parallel& parallel);
+size_t depthwise_scratch(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                         const Images& images, Parallel& parallel);
+
 }  // namespace defakeq

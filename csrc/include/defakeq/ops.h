@@ -42,6 +42,9 @@ struct OpArgs {
   DType residual_dtype = DType::kFloat32;
   Quantization residual_quantization;
   const float* half_input = nullptr;  // [rows][half inputs]; null: taken from a float32 x
+  // [256] or null: what is stored instead of an int8 output q is table[q + 128]. Needs an int8
+  // output and no activation.
+  const int8_t* table = nullptr;
 };
 
 // x: [rows][in_channels], row stride x_stride elements (>= in_channels); out: [rows][out_channels].
@@ -51,6 +54,13 @@ DEFAKEQ_API void linear(const OpArgs& args, int64_t rows, int64_t x_stride, Para
 // x: [n][h][w][in_channels] contiguous; out: [n][out_h][out_w][out_channels].
 DEFAKEQ_API void conv2d(const OpArgs& args, int64_t n, int64_t h, int64_t w, Parallel& parallel,
                         Scratch& scratch);
+
+// What the operators above ask their Scratch for, so that it can be planned. Only args.blob,
+// x_dtype, and whether there is a residual (and its type) matter.
+DEFAKEQ_API size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_t x_stride,
+                                        int threads);
+DEFAKEQ_API size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h, int64_t w,
+                                        int threads);
 
 // Output size of one spatial dimension; <= 0 when the kernel does not fit.
 DEFAKEQ_API int64_t conv_out_size(int64_t in, int32_t kernel, int32_t stride, int32_t padding,
