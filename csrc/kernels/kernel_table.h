@@ -32,6 +32,7 @@ struct Post {
   DType residual_dtype = DType::kFloat32;
   float residual_scale = 1.0f;  // y = fma(r - residual_zero_point, residual_scale, y)
   int32_t residual_zero_point = 0;
+  const int8_t* table = nullptr;  // [256] int8 output: table[q + 128] is stored instead of q
 };
 
 // out[r][n] over rows of activations and 1..kTileBlocks blocks of outputs (gemv: kGemvBlocks).

@@ -38,6 +38,7 @@ class Depthwise {
   int tasks_;
   char* kernel_scratch_ = nullptr;
   int64_t kernel_scratch_bytes_ = 0;
+  uint8_t* fill_ = nullptr;
   void* slots_out_ = nullptr;
   void* slots_residual_ = nullptr;
   void* out_ = nullptr;
@@ -84,6 +85,7 @@ void Depthwise::place(Arena& arena) {
   }
   if (!layer_.direct) {
     const int64_t values = images_.out_h * images_.out_w * layer_.slots();
+    fill_ = arena.take<uint8_t>(fill_bytes(layer_));
     slots_out_ = arena.take<char>(values * size_of(layer_.out_dtype));
     if (args_.residual != nullptr) {
       slots_residual_ = arena.take<char>(values * size_of(args_.residual_dtype));
@@ -155,8 +157,9 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
     run_rows(task, 2 * begin, std::min(2 * end, images_.out_h));
   });
   if (!layer_.direct) {
+    const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
     for_tasks(parallel_, pixels, [&](int64_t, int64_t begin, int64_t end) {
-      scatter_rows(layer_, kernels_, offset(out_, begin * layer_.slots(), layer_.out_dtype),
+      scatter_rows(layer_, kernels_, fill, offset(out_, begin * layer_.slots(), layer_.out_dtype),
                    end - begin, offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
     });
   }

@@ -1,6 +1,7 @@
 #include "ops/post.h"
 
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,7 @@ Post make_post(const PackedLayer& layer, const OpArgs& args) {
     post.low = static_cast<float>(-half - layer.out.zero_point);
     post.high = static_cast<float>(half - 1 - layer.out.zero_point);
   }
+  post.table = args.table;
   if (args.residual != nullptr) {
     post.residual = args.residual;
     post.residual_stride = layer.out_channels;
@@ -39,6 +41,13 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty) {
     throw std::invalid_argument(
         "x: found int8, accepted: float32 (only statically quantized layers read int8)");
   }
+  if (args.table != nullptr &&
+      (layer.out_dtype != DType::kInt8 || layer.activation != Activation::kNone)) {
+    throw std::invalid_argument(
+        std::string("table: found one for a layer with ") +
+        (layer.out_dtype != DType::kInt8 ? "float32 output" : "an activation") +
+        ", accepted: one for a layer with int8 output and no activation");
+  }
   if (layer.half_inputs > 0 && args.x_dtype == DType::kInt8 && args.half_input == nullptr) {
     throw std::invalid_argument(
         "half_input: found nothing, accepted: the float32 values of the half-precision inputs, "
@@ -53,13 +62,24 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty) {
   }
 }
 
-void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const void* tmp,
-                  int64_t rows, void* out) {
+const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill) {
+  if (layer.scatter_fill == 0) return nullptr;
+  const auto* own = layer.at<uint8_t>(layer.scatter_fill);
+  if (table == nullptr) return own;
+  const int32_t* slot = layer.at<int32_t>(layer.channel_slot);
+  std::memset(fill, 0, static_cast<size_t>(fill_bytes(layer)));
+  for (int64_t c = 0; c < layer.out_channels; ++c) {
+    if (slot[c] < 0) fill[c] = static_cast<uint8_t>(table[layer.out.zero_point + 128]);
+  }
+  return fill;
+}
+
+void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
+                  const void* tmp, int64_t rows, void* out) {
   const int64_t slots = layer.slots();
   if (layer.out_dtype == DType::kInt8) {
     const ShufflePlan plan{layer.out_channels, layer.at<int32_t>(layer.scatter_first),
-                           layer.at<ShuffleSource>(layer.scatter_sources),
-                           layer.at<uint8_t>(layer.scatter_fill)};
+                           layer.at<ShuffleSource>(layer.scatter_sources), fill};
     kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), slots, rows, static_cast<uint8_t*>(out),
                     layer.out_channels);
     return;

@@ -13,9 +13,16 @@ Post raw_post();
 // Checks what both operators share; throws std::invalid_argument.
 void check_args(const PackedLayer& layer, const OpArgs& args, bool empty);
 
-// slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero.
-void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const void* tmp,
-                  int64_t rows, void* out);
+// What int8 rows hold where channels are absent: the layer's zero, through the table when there is
+// one (then made in `fill`, fill_bytes long). Null when no scatter is planned.
+inline int64_t fill_bytes(const PackedLayer& layer) {
+  return (layer.out_channels + kBlock - 1) / kBlock * kBlock;
+}
+const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill);
+// slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero (int8:
+// `fill`).
+void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
+                  const void* tmp, int64_t rows, void* out);
 // channels -> slots for a residual.
 void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
                      void* out);

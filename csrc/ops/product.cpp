@@ -85,6 +85,7 @@ class Product {
   float* sums_ = nullptr;       // a task: [m][32] intermediate results
   int64_t codes_bytes_ = 0, panel_floats_ = 0, sums_floats_ = 0;
   int32_t* cached_ = nullptr;  // a task: first block of the strip in codes_ / panel_, -1
+  uint8_t* fill_ = nullptr;
   void* slots_out_ = nullptr;
   void* slots_residual_ = nullptr;
 
@@ -143,6 +144,7 @@ void Product::place(Arena& arena) {
   }
   cached_ = arena.take<int32_t>(tasks_ * int64_t{16});
   if (!layer_.direct) {
+    fill_ = arena.take<uint8_t>(fill_bytes(layer_));
     slots_out_ = arena.take<char>(m * layer_.slots() * size_of(layer_.out_dtype));
     if (args_.residual != nullptr) {
       slots_residual_ = arena.take<char>(m * layer_.slots() * size_of(args_.residual_dtype));
@@ -431,8 +433,9 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
     }
   });
   if (!layer_.direct) {
+    const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
     for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
-      scatter_rows(layer_, kernels_, offset(out_, begin * layer_.slots(), layer_.out_dtype),
+      scatter_rows(layer_, kernels_, fill, offset(out_, begin * layer_.slots(), layer_.out_dtype),
                    end - begin, offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
     });
   }

@@ -141,7 +141,7 @@ void choose_numbers(Case& c, Random& random) {
   s.act.bits = random.in(4, 8);
   const int half = 1 << (s.act.bits - 1);
   s.act.zero_point = random.in(-half, half - 1);
-  s.activation = static_cast<Activation>(random.in(0, 6));
+  s.activation = random.one_in(3) ? Activation::kNone : static_cast<Activation>(random.in(0, 6));
   s.out_dtype = static_cast<DType>(random.in(0, 1));
   s.out = {0.05f, random.in(-8, 7), random.in(4, 8)};
 }
@@ -260,7 +260,7 @@ Case make_case(unsigned seed) {
   return c;
 }
 
-std::vector<char> run(const Case& c, Parallel& parallel) {
+std::vector<char> run(const Case& c, Parallel& parallel, const int8_t* table = nullptr) {
   const auto size =
       static_cast<size_t>(c.outputs()) * (c.spec.out_dtype == DType::kFloat32 ? sizeof(float) : 1);
   constexpr size_t kGuard = 64;
@@ -271,6 +271,7 @@ std::vector<char> run(const Case& c, Parallel& parallel) {
   a.x = c.int8_input ? static_cast<const void*>(c.x8.data()) : c.x.data();
   a.x_dtype = c.int8_input ? DType::kInt8 : DType::kFloat32;
   a.out = out.data();
+  a.table = table;
   if (c.int8_input && c.spec.half_in_count > 0) a.half_input = c.half_input.data();
   if (c.residual_kind == 1) a.residual = c.residual.data();
   if (c.residual_kind == 2) {
@@ -469,12 +470,22 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
     Serial serial;
     const std::vector<char> want = run(c, serial);
     compare_with_reference(c, want);
+    std::vector<int8_t> table(256);
+    for (int q = 0; q < 256; ++q) table[static_cast<size_t>(q)] = static_cast<int8_t>(q * 37 + 11);
+    const bool takes_table =
+        c.spec.out_dtype == DType::kInt8 && c.spec.activation == Activation::kNone;
+    std::vector<char> looked_up = want;
+    for (char& q : looked_up)
+      q = static_cast<char>(table[static_cast<uint8_t>(static_cast<uint8_t>(q) ^ 0x80)]);
     for (const char* isa : {"scalar", "avx2", "avx512vnni"}) {
       if (!isa_available(isa)) continue;
       set_isa(isa);
       for (const int threads : {1, 2, 3}) {
         Threads parallel(threads);
         ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
+        if (!takes_table) continue;
+        ASSERT_EQ(run(c, parallel, table.data()), looked_up)
+            << isa << ", " << threads << " threads, table";
       }
     }
     set_isa(nullptr);
@@ -483,6 +494,23 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Random, Ops, ::testing::Range(0u, 10u));
+
+TEST(Ops, RefusesATableWithoutAPlainInt8Output) {
+  const std::vector<int8_t> table(256);
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    const Case c = make_case(seed);
+    const bool float_out = c.spec.out_dtype == DType::kFloat32;
+    if (!float_out && c.spec.activation == Activation::kNone) continue;
+    Serial serial;
+    try {
+      run(c, serial, table.data());
+      ADD_FAILURE() << "seed " << seed;
+    } catch (const std::invalid_argument& e) {
+      EXPECT_NE(std::string(e.what()).find(float_out ? "float32 output" : "an activation"),
+                std::string::npos);
+    }
+  }
+}
 
 // A bias may bring infinities and NaN into the epilogue.
 TEST(Ops, NotANumberComesOutLowest) {

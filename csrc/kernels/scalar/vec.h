@@ -44,6 +44,8 @@ struct Vec {
   }
   static I load_s8(const int8_t* p) { return *p; }
   static void store_s8(int8_t* p, I v) { *p = static_cast<int8_t>(v); }
+  // table[v + 128] for v in [-128, 127]
+  static I lookup(const int8_t* table, I v) { return table[v + 128]; }
 };
 
 }  // namespace defakeq::scalar

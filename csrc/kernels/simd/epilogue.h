@@ -60,11 +60,18 @@ DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
 }
 
 template <class V>
-DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
+DQ_INLINE typename V::I quantized(const Post& post, typename V::F y) {
   y = V::mul(y, V::set1(post.inv_scale));
   // NaN comes out lowest: min hands its second operand on, and so does max.
   y = V::max(V::min(V::set1(post.high), y), V::set1(post.low));
   return V::add_i(V::rne(y), V::set1_i(post.zero_point));
+}
+
+// What is stored as int8.
+template <class V>
+DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
+  const typename V::I q = quantized<V>(post, y);
+  return post.table != nullptr ? V::lookup(post.table, q) : q;
 }
 
 // Stores the n <= 16 outputs y of row `row` from column `col` on.

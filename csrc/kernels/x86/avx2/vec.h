@@ -48,6 +48,12 @@ struct Vec {
         reinterpret_cast<__m128i*>(p),
         _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
   }
+  static I lookup(const int8_t* table, I v) {
+    alignas(32) int32_t lanes[W];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v);
+    for (int32_t& lane : lanes) lane = table[lane + 128];
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
+  }
 };
 
 // The first 8 lanes of a block.

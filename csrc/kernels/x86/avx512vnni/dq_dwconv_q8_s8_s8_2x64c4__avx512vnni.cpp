@@ -104,9 +104,10 @@ void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
     }
     __m512i q[kLanes];
 #pragma GCC unroll 4
-    for (int j = 0; j < kLanes; ++j) q[j] = simd::requantize<Vec>(post, y[j]);
-    const __m512i bytes =
+    for (int j = 0; j < kLanes; ++j) q[j] = simd::quantized<Vec>(post, y[j]);
+    __m512i bytes =
         _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
     int8_t* out = static_cast<int8_t*>(a.out) + pixel * a.out_stride + k.c0;
     if (k.n == kWide) {
       _mm512_storeu_si512(out, bytes);
@@ -226,6 +227,9 @@ void pairs_plain(const Wide& k) {
   // dword 4 l + j of the output is channels 16 l + 4 j .. + 3
   const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
   const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
+  static constexpr int8_t kNoTable[256] = {};
+  const bool looks_up = a.post.table != nullptr;
+  const Lookup lookup(looks_up ? a.post.table : kNoTable);
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
     for (int j = 0; j < kLanes; ++j) pair_words<kFactor, kRelu>(k, j);
@@ -235,8 +239,9 @@ void pairs_plain(const Wide& k) {
       const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
       const __m512i up =
           _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
-      _mm512_mask_storeu_epi8(out, mask,
-                              _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up)));
+      __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
+      if (looks_up) bytes = lookup(bytes);
+      _mm512_mask_storeu_epi8(out, mask, bytes);
     }
   }
 }

@@ -11,6 +11,9 @@ namespace defakeq::avx512vnni {
 
 namespace {
 
+// Rows of a tile of one block: few accumulators would wait for each other.
+constexpr int kTallRows = 16;
+
 DQ_INLINE __m512i broadcast4(const int8_t* p) {
   int32_t v;
   std::memcpy(&v, p, 4);
@@ -18,7 +21,10 @@ DQ_INLINE __m512i broadcast4(const int8_t* p) {
 }
 
 // -zero_point and -128 * zero_point of an output as 16-bit halves: with a row sum split the same
-// way (7 low bits, the rest), one vpdpwssd takes the zero points out.
+// way (7 low bits, the rest), one vpdpwssd takes the zero points out. The rest fits 16 bits in
+// reductions up to this length.
+constexpr int64_t kLongestPaired = 32767;
+
 struct ZeroPairs {
   __m512i block[2];
 
@@ -38,33 +44,131 @@ DQ_INLINE __m512i row_pair(int32_t sum) {
   return _mm512_set1_epi32(static_cast<int32_t>((bits & 127u) | ((bits >> 7) << 16)));
 }
 
-// The plain int8 epilogue over both blocks of a row: what finish_acc does, with the packs doing the
-// clamping below. The accumulators started at the correction.
-template <bool kRelu>
-DQ_INLINE void finish_pair(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
-                           const __m512i (&acc)[2]) {
-  const __m512i sum = row_pair(a.row_sum[row]);
-  const __m512 high = _mm512_set1_ps(a.post.high);
-  __m512i q[2];
-#pragma GCC unroll 2
-  for (int b = 0; b < 2; ++b) {
-    const int at = col + b * kBlock;
-    const __m512i v = _mm512_dpwssd_epi32(acc[b], sum, zero.block[b]);
-    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(a.scale + at),
-                               _mm512_loadu_ps(a.bias + at));
-    if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
-    q[b] = Vec::rne(_mm512_min_ps(high, y));
-  }
-  const __m512i words = _mm512_adds_epi16(
-      _mm512_packs_epi32(q[0], q[1]), _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point)));
-  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm512_cvtsepi16_epi8(words),
-                                                    _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-  int8_t* out = static_cast<int8_t*>(a.out) + row * a.out_stride + col;
+// The epilogue's work is cut into units: the 16 outputs of one block of one row, in the order
+// [row][block]. Four units leave as one vector of bytes.
+
+// y of a unit whose accumulator started at the correction.
+DQ_INLINE __m512 unit_value(const GemmS8Args& a, __m512i acc, __m512i sum, __m512i zero, int at) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpwssd_epi32(acc, sum, zero)),
+                         _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(a.bias + at));
+}
+
+// int32 results of four units -> their bytes in order; the packs clamp.
+DQ_INLINE __m512i pack_units(const __m512i (&q)[4], __m512i zero_point) {
+  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
+  const __m512i up = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
+  return _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+      _mm512_packs_epi16(low, up));
+}
+
+// The bytes of units [first, first + 4) of a tile of R x NB.
+template <int NB>
+DQ_INLINE void store_units(const GemmS8Args& a, int64_t row, int col, int first, int rows,
+                           __m512i bytes) {
+  constexpr int kWidth = NB * kBlock;
+  constexpr int kRows = 4 / NB;
+  int8_t* out = static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col;
+  const int left = rows - first / NB;
   const int n = a.n - col;
-  if (n >= 2 * kBlock) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
-  } else {
-    _mm256_mask_storeu_epi8(out, (__mmask32{1} << n) - 1, bytes);
+  const __mmask32 mask = n >= kWidth ? ~__mmask32{0} >> (32 - kWidth) : (__mmask32{1} << n) - 1;
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= left) return;
+    if constexpr (NB == 2) {
+      _mm256_mask_storeu_epi8(out, mask, _mm512_extracti64x4_epi64(bytes, i));
+    } else {
+      _mm_mask_storeu_epi8(out, static_cast<__mmask16>(mask), _mm512_extracti32x4_epi32(bytes, i));
+    }
+    out += a.out_stride;
+  }
+}
+
+// int8 output without residual: what finish_acc does, with the packs doing the clamping.
+template <int R, int NB, bool kRelu>
+DQ_INLINE void finish_plain(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
+                            const __m512i (&acc)[R][NB]) {
+  const __m512 high = _mm512_set1_ps(a.post.high);
+  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
+#pragma GCC unroll 16
+  for (int first = 0; first < R * NB; first += 4) {
+    __m512i q[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      if (first + i >= R * NB) {
+        q[i] = _mm512_setzero_si512();
+        continue;
+      }
+      const int r = (first + i) / NB, b = (first + i) % NB;
+      __m512 y =
+          unit_value(a, acc[r][b], row_pair(a.row_sum[row + r]), zero.block[b], col + b * kBlock);
+      if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+      q[i] = Vec::rne(_mm512_min_ps(high, y));
+    }
+    __m512i bytes = pack_units(q, zero_point);
+    if (a.post.table != nullptr) bytes = Lookup(a.post.table)(bytes);
+    store_units<NB>(a, row, col, first, R, bytes);
+  }
+}
+
+// Everything else that an accumulator may become: one loop over units in memory, not a copy of it
+// for every accumulator of every tile.
+template <int NB>
+[[gnu::noinline]] void finish_units(const GemmS8Args& a, int64_t row, int rows, int col,
+                                    const __m512i* acc) {
+  const Post& post = a.post;
+  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
+  const bool float_out = post.out_dtype == DType::kFloat32;
+  __mmask16 masks[NB];
+  for (int b = 0; b < NB; ++b) {
+    const int left = a.n - col - b * kBlock;
+    masks[b] = static_cast<__mmask16>(left >= kBlock ? 0xffff : (1 << left) - 1);
+  }
+  for (int first = 0; first < rows * NB; first += 4) {
+    __m512i q[4] = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int r = (first + i) / NB, b = (first + i) % NB;
+      if (r >= rows) break;
+      const int at = col + b * kBlock;
+      const __m512i zero = _mm512_mullo_epi32(_mm512_set1_epi32(a.row_sum[row + r]),
+                                              _mm512_loadu_si512(a.zero_point + at));
+      __m512 f = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[first + i], zero));
+      if (a.row_scale != nullptr) f = _mm512_mul_ps(f, _mm512_set1_ps(a.row_scale[row + r]));
+      const float* bias =
+          a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride : a.bias;
+      __m512 y = _mm512_fmadd_ps(f, _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(bias + at));
+      if (post.residual != nullptr) {
+        const int64_t from = (row + r) * post.residual_stride + at;
+        __m512 v;
+        if (post.residual_dtype == DType::kFloat32) {
+          v = _mm512_maskz_loadu_ps(masks[b], static_cast<const float*>(post.residual) + from);
+        } else {
+          const __m128i bytes =
+              _mm_maskz_loadu_epi8(masks[b], static_cast<const int8_t*>(post.residual) + from);
+          v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes),
+                                                  _mm512_set1_epi32(post.residual_zero_point)));
+        }
+        y = _mm512_fmadd_ps(v, _mm512_set1_ps(post.residual_scale), y);
+      }
+      if (post.activation == Activation::kRelu) {
+        y = _mm512_max_ps(y, _mm512_setzero_ps());
+      } else if (post.activation != Activation::kNone) {
+        y = simd::activate<Vec>(post.activation, y);
+      }
+      if (float_out) {
+        _mm512_mask_storeu_ps(static_cast<float*>(a.out) + (row + r) * a.out_stride + at, masks[b],
+                              y);
+        continue;
+      }
+      y = _mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale));
+      y = _mm512_max_ps(_mm512_min_ps(_mm512_set1_ps(post.high), y), _mm512_set1_ps(post.low));
+      q[i] = Vec::rne(y);
+    }
+    if (float_out) continue;
+    __m512i bytes = pack_units(q, zero_point);
+    if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
+    store_units<NB>(a, row, col, first, rows, bytes);
   }
 }
 
@@ -72,18 +176,19 @@ bool plain_int8(const GemmS8Args& a) {
   return a.post.out_dtype == DType::kInt8 && a.post.inv_scale == 1.0f &&
          a.post.residual == nullptr && a.row_scale == nullptr && a.row_bias == nullptr &&
          (a.post.activation == Activation::kNone || a.post.activation == Activation::kRelu) &&
-         a.post.low == static_cast<float>(-128 - a.post.zero_point);
+         a.post.low == static_cast<float>(-128 - a.post.zero_point) &&
+         a.taps * a.steps * 4 <= kLongestPaired;
 }
 
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs* plain, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, bool plain, int64_t row,
+                    int first_block) {
   __m512i acc[R][NB];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) {
-      acc[r][b] = plain != nullptr ? _mm512_loadu_si512(a.correction + (first_block + b) * kBlock)
-                                   : _mm512_setzero_si512();
+      acc[r][b] = _mm512_loadu_si512(a.correction + (first_block + b) * kBlock);
     }
   }
   const uint8_t* w[NB];
@@ -92,7 +197,7 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs* plain, int64_t row, in
   const int64_t length = a.steps * 4;
   for (int t = 0; t < a.taps; ++t) {
     const int8_t* x[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
     for (int64_t k = 0; k < length; k += 4) {
       // One index register for all rows: left alone, the compiler keeps and increments a pointer a
@@ -101,7 +206,7 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs* plain, int64_t row, in
       __m512i wv[NB];
 #pragma GCC unroll 2
       for (int b = 0; b < NB; ++b) wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const __m512i xv = broadcast4(x[r] + k);
 #pragma GCC unroll 2
@@ -111,34 +216,25 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs* plain, int64_t row, in
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
-  if constexpr (NB == 2) {
-    if (plain != nullptr) {
-      const int col = first_block * kBlock;
-      if (a.post.activation == Activation::kRelu) {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) finish_pair<true>(a, *plain, row + r, col, acc[r]);
-      } else {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) finish_pair<false>(a, *plain, row + r, col, acc[r]);
-      }
-      return;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) {
-      const __m512i one[1] = {acc[r][b]};
-      simd::finish_acc<Vec>(a, row + r, first_block + b, one);
-    }
+  const int col = first_block * kBlock;
+  if (!plain) {
+    __m512i all[R * NB];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * NB; ++i) all[i] = acc[i / NB][i % NB];
+    finish_units<NB>(a, row, R, col, all);
+  } else if (a.post.activation == Activation::kRelu) {
+    finish_plain<R, NB, true>(a, zero, row, col, acc);
+  } else {
+    finish_plain<R, NB, false>(a, zero, row, col, acc);
   }
 }
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  const ZeroPairs pairs(a, block * kBlock, NB);
-  const ZeroPairs* plain = NB == 2 && plain_int8(a) ? &pairs : nullptr;
-  simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, plain, row, block); });
+  const ZeroPairs zero(a, block * kBlock, NB);
+  const bool plain = plain_int8(a);
+  simd::for_tiles<NB == 1 ? kTallRows : kTileRows>(
+      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, zero, plain, row, block); });
 }
 
 }  // namespace

@@ -13,6 +13,22 @@
 namespace defakeq {
 namespace {
 
+// A table of 256 bytes in registers: bytes q become table[q + 128].
+struct Lookup {
+  __m512i low[2], high[2];
+
+  explicit Lookup(const int8_t* table)
+      : low{_mm512_loadu_si512(table), _mm512_loadu_si512(table + 64)},
+        high{_mm512_loadu_si512(table + 128), _mm512_loadu_si512(table + 192)} {}
+
+  // vpermi2b reads the low 7 bits of q; its sign chooses the half.
+  __m512i operator()(__m512i q) const {
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(q),
+                                  _mm512_permutex2var_epi8(high[0], q, high[1]),
+                                  _mm512_permutex2var_epi8(low[0], q, low[1]));
+  }
+};
+
 struct Vec {
   static constexpr int W = 16;
   using F = __m512;
@@ -50,6 +66,10 @@ struct Vec {
   }
   static void store_s8(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+  static I lookup(const int8_t* table, I v) {
+    const __m512i bytes = Lookup(table)(_mm512_zextsi128_si512(_mm512_cvtepi32_epi8(v)));
+    return _mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes));
   }
 };
 
