@@ -495,6 +495,58 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(Random, Ops, ::testing::Range(0u, 10u));
 
+// The epilogues of networks (int8 without or with relu, a table) over square depthwise kernels.
+TEST(Ops, DepthwiseKernelsAgreeOnEveryIsa) {
+  Random random{std::mt19937(7)};
+  for (const int kernel : {3, 5, 7}) {
+    for (const int stride : {1, 2}) {
+      for (int round = 0; round < 8; ++round) {
+        Case c;
+        LayerSpec& s = c.spec;
+        s.kind = LayerKind::kConv2d;
+        s.in_channels = s.out_channels = random.in(1, 140);
+        s.groups = static_cast<int32_t>(s.in_channels);
+        for (int d = 0; d < 2; ++d) {
+          s.kernel[d] = kernel;
+          s.stride[d] = stride;
+          s.padding[d] = random.in(0, kernel / 2);
+        }
+        c.h = random.in(kernel, 22);
+        c.w = random.in(kernel, 22);
+        c.out_h = conv_out_size(c.h, kernel, stride, s.padding[0], 1);
+        c.out_w = conv_out_size(c.w, kernel, stride, s.padding[1], 1);
+        s.act_mode = ActMode::kStatic;
+        s.act = {0.02f, random.in(-128, 127), 8};
+        s.activation = random.one_in(2) ? Activation::kNone : Activation::kRelu;
+        s.out_dtype = DType::kInt8;
+        s.out = {0.05f, random.in(-8, 7), 8};
+        choose_weights(c, random);
+        choose_data(c, random);
+        c.residual_kind = 0;
+        c.blob_bytes = packed_layer_bytes(s);
+        c.blob.reset(std::aligned_alloc(64, c.blob_bytes));
+        pack_layer(s, c.blob.get(), c.blob_bytes);
+        SCOPED_TRACE("kernel " + std::to_string(kernel) + ", stride " + std::to_string(stride) +
+                     ", " + std::to_string(s.in_channels) + " channels");
+        set_isa("scalar");
+        Serial serial;
+        const std::vector<char> want = run(c, serial);
+        compare_with_reference(c, want);
+        for (const char* isa : {"avx2", "avx512vnni"}) {
+          if (!isa_available(isa)) continue;
+          set_isa(isa);
+          for (const int threads : {1, 3}) {
+            Threads parallel(threads);
+            EXPECT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
+          }
+        }
+        set_isa(nullptr);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(Ops, RefusesATableWithoutAPlainInt8Output) {
   const std::vector<int8_t> table(256);
   for (unsigned seed = 0; seed < 20; ++seed) {

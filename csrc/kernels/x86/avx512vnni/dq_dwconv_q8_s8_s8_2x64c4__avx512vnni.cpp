@@ -3,7 +3,10 @@
 // are the unsigned operand (x + 128). The byte unpacks permute channels within a vector quadruple
 // in the way that the final packs undo. 3-row kernels of stride 1 compute two output rows from one
 // interleaving.
+#include <limits>
+
 #include "kernels/simd/epilogue.h"
+#include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
@@ -16,6 +19,13 @@ constexpr int kLanes = 4;  // 16-channel groups of a wide block; vectors of a qu
 
 int64_t columns_of(const DwS8Args& a) {
   return (a.out_w - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1] + 1;
+}
+
+// Output rows of a band: they read the same interleaved rows, each with its weights moved down by
+// bytes.
+int band_rows(const DwS8Args& a) {
+  const int spare = (4 - a.kernel[0] % 4) % 4;
+  return a.dilation[0] == 1 ? spare / a.stride[0] + 1 : 1;
 }
 
 // Vector j of the quadruple holds channels 16 l + 4 j .. + 3 in its lane l: gathers 16-byte chunk j
@@ -38,8 +48,9 @@ struct Wide {
   int n;             // valid channels
   int groups;        // valid 16-channel groups
   __m512i* columns;  // [row group][column][4]
-  __m256i* words;    // row pairs: [output row][column][4] int16 results
-  __m512i* weight;   // [row group][kw][4]; row pairs: followed by the second row's
+  __m256i* words;    // [output row of the band][column][4] int16 results
+  __m512i* sums;     // [column] of one vector of the quadruple, over the rows of the kernel
+  __m512i* weight;   // [output row of the band][row group][kw][4]
   __m512i correction[kLanes], factor[kLanes];
   __m512 scale[kLanes], bias[kLanes];
 };
@@ -220,8 +231,8 @@ void pair_words(const Wide& k, int j) {
   }
 }
 
-template <bool kFactor, bool kRelu>
-void pairs_plain(const Wide& k) {
+// The int16 results of `pixels` adjacent outputs from row oy on become bytes.
+void store_words(const Wide& k, int64_t oy, int64_t pixels) {
   const DwS8Args& a = *k.a;
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
   // dword 4 l + j of the output is channels 16 l + 4 j .. + 3
@@ -230,30 +241,40 @@ void pairs_plain(const Wide& k) {
   static constexpr int8_t kNoTable[256] = {};
   const bool looks_up = a.post.table != nullptr;
   const Lookup lookup(looks_up ? a.post.table : kNoTable);
+  int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+  for (int64_t p = 0; p < pixels; ++p, out += a.out_stride) {
+    const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
+    const __m512i up = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
+    __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
+    if (looks_up) bytes = lookup(bytes);
+    _mm512_mask_storeu_epi8(out, mask, bytes);
+  }
+}
+
+template <bool kFactor, bool kRelu>
+void pairs_plain(const Wide& k) {
+  const DwS8Args& a = *k.a;
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
     for (int j = 0; j < kLanes; ++j) pair_words<kFactor, kRelu>(k, j);
-    const int64_t pixels = (oy + 1 < a.oy1 ? 2 : 1) * a.out_w;
-    int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
-    for (int64_t p = 0; p < pixels; ++p, out += a.out_stride) {
-      const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
-      const __m512i up =
-          _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
-      __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
-      if (looks_up) bytes = lookup(bytes);
-      _mm512_mask_storeu_epi8(out, mask, bytes);
-    }
+    store_words(k, oy, (oy + 1 < a.oy1 ? 2 : 1) * a.out_w);
   }
+}
+
+// The epilogue needs nothing but bias, relu and bytes.
+bool plain_int8(const DwS8Args& a) {
+  const Post& post = a.post;
+  return post.out_dtype == DType::kInt8 && post.inv_scale == 1.0f && post.residual == nullptr &&
+         !a.has_row_scale && post.low == static_cast<float>(-128 - post.zero_point) &&
+         (post.activation == Activation::kNone || post.activation == Activation::kRelu);
 }
 
 template <bool kFactor>
 void pairs(const Wide& k) {
   const DwS8Args& a = *k.a;
-  const Post& post = a.post;
-  if (post.out_dtype == DType::kInt8 && post.inv_scale == 1.0f && post.residual == nullptr &&
-      !a.has_row_scale && post.low == static_cast<float>(-128 - post.zero_point)) {
-    if (post.activation == Activation::kNone) return pairs_plain<kFactor, false>(k);
-    if (post.activation == Activation::kRelu) return pairs_plain<kFactor, true>(k);
+  if (plain_int8(a)) {
+    return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>(k)
+                                                  : pairs_plain<kFactor, false>(k);
   }
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
@@ -264,6 +285,99 @@ void pairs(const Wide& k) {
       finish(k, oy, ox, acc[0]);
       if (second) finish(k, oy + 1, ox, acc[1]);
     }
+  }
+}
+
+// Row `row` of a band with the plain int8 epilogue, one vector of the quadruple: up to 8 adjacent
+// outputs share the loads of weights and columns.
+template <int kKernel, int kStride, bool kFactor>
+void band_words(const Wide& k, int row, int j) {
+  constexpr int kGroups = (kKernel + 3) / 4;
+  const DwS8Args& a = *k.a;
+  const int64_t count = columns_of(a);
+  const __m512i* w = k.weight + row * kGroups * kKernel * kLanes + j;
+  const __m512i* columns = k.columns + j;
+  const __m512i correction = k.correction[j], factor = k.factor[j];
+  const __m512 scale = k.scale[j], bias = k.bias[j], high = _mm512_set1_ps(a.post.high);
+  const __m512 floor = _mm512_set1_ps(
+      a.post.activation == Activation::kRelu ? 0.0f : -std::numeric_limits<float>::infinity());
+  if constexpr (kFactor) {
+    __m512i ones[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      uint32_t bytes = 0;
+      for (int i = 0; i < 4; ++i) {
+        const int ky = 4 * g + i - row * kStride;
+        if (ky >= 0 && ky < kKernel) bytes |= 1u << (8 * i);
+      }
+      ones[g] = _mm512_set1_epi32(static_cast<int32_t>(bytes));
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 2
+      for (int g = 0; g < kGroups; ++g) {
+        sum = _mm512_dpbusd_epi32(sum, columns[(g * count + c) * kLanes], ones[g]);
+      }
+      k.sums[c] = sum;
+    }
+  }
+  __m256i* words = k.words + row * a.out_w * kLanes + j;
+  simd::for_tiles<8>(a.out_w, [&]<int kX>(int64_t ox) {
+    __m512i acc[kX];
+#pragma GCC unroll 8
+    for (int i = 0; i < kX; ++i) acc[i] = correction;
+    for (int g = 0; g < kGroups; ++g) {
+      const __m512i* x = columns + (g * count + ox * kStride) * kLanes;
+      const __m512i* wg = w + g * kKernel * kLanes;
+#pragma GCC unroll 8
+      for (int kx = 0; kx < kKernel; ++kx) {
+        const __m512i wv = wg[kx * kLanes];
+#pragma GCC unroll 8
+        for (int i = 0; i < kX; ++i) {
+          acc[i] = _mm512_dpbusd_epi32(acc[i], x[(i * kStride + kx) * kLanes], wv);
+        }
+      }
+    }
+    if constexpr (kFactor) {
+      const __m512i* sums = k.sums + ox * kStride;
+      __m512i window = sums[0];
+#pragma GCC unroll 8
+      for (int kx = 1; kx < kKernel; ++kx) window = _mm512_add_epi32(window, sums[kx]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kX; ++i) {
+        // both fit 16 bits, and the sum's upper half is zero
+        acc[i] = _mm512_dpwssd_epi32(acc[i], window, factor);
+        if (i + 1 == kX) break;
+#pragma GCC unroll 2
+        for (int step = 0; step < kStride; ++step) {
+          window = _mm512_add_epi32(window, _mm512_sub_epi32(sums[i * kStride + step + kKernel],
+                                                             sums[i * kStride + step]));
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kX; ++i) {
+      __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i]), scale, bias);
+      y = _mm512_min_ps(high, _mm512_max_ps(y, floor));
+      words[(ox + i) * kLanes] = _mm512_cvtsepi32_epi16(Vec::rne(y));
+    }
+  });
+}
+
+// All output rows that read the same interleaved rows.
+template <int kKernel, int kStride, bool kFactor>
+void bands(const Wide& k) {
+  const DwS8Args& a = *k.a;
+  const int64_t group = columns_of(a) * kLanes;
+  const int band = band_rows(a);
+  for (int64_t oy = a.oy0; oy < a.oy1; oy += band) {
+    const int rows = static_cast<int>(a.oy1 - oy < band ? a.oy1 - oy : band);
+    for (int g = 0; g < (kKernel + 3) / 4; ++g) {
+      interleave(k, oy * kStride - a.padding[0] + 4 * g, k.columns + g * group);
+    }
+    for (int j = 0; j < kLanes; ++j) {
+      for (int row = 0; row < rows; ++row) band_words<kKernel, kStride, kFactor>(k, row, j);
+    }
+    store_words(k, oy, rows * a.out_w);
   }
 }
 
@@ -313,24 +427,47 @@ void singles(const Wide& k) {
   }
 }
 
+template <bool kFactor>
+auto variant_of(const DwS8Args& a) -> void (*)(const Wide&) {
+  const bool square = a.kernel[0] == a.kernel[1] && a.stride[0] == a.stride[1] &&
+                      a.dilation[0] == 1 && a.dilation[1] == 1;
+  if (!square || a.stride[0] > 2) return singles<kFactor>;
+  const bool one = a.stride[0] == 1;
+  if (a.kernel[0] == 3 && one) return pairs<kFactor>;
+  if (!plain_int8(a)) return singles<kFactor>;
+  switch (a.kernel[0]) {
+    case 3:
+      return bands<3, 2, kFactor>;
+    case 5:
+      return one ? bands<5, 1, kFactor> : bands<5, 2, kFactor>;
+    case 7:
+      return one ? bands<7, 1, kFactor> : bands<7, 2, kFactor>;
+    default:
+      return singles<kFactor>;
+  }
+}
+
 }  // namespace
 
 size_t dw_s8_scratch(const DwS8Args& a) {
-  const int64_t row_groups = (a.kernel[0] + 3) / 4;
-  return static_cast<size_t>((row_groups * (columns_of(a) + 2 * a.kernel[1]) + a.out_w) * kLanes) *
-         sizeof(__m512i);
+  const int64_t row_groups = (a.kernel[0] + 3) / 4, band = band_rows(a);
+  const int64_t vectors =
+      (row_groups * (columns_of(a) + band * a.kernel[1]) + (band * a.out_w + 1) / 2) * kLanes +
+      columns_of(a);
+  return static_cast<size_t>(vectors) * sizeof(__m512i);
 }
 
 void dw_s8(const DwS8Args& a) {
   const int row_groups = (a.kernel[0] + 3) / 4;
   const int64_t taps = int64_t{row_groups} * a.kernel[1];
+  const int band = band_rows(a);
   Wide k{};
   k.a = &a;
   k.columns = static_cast<__m512i*>(a.scratch);
   k.weight = k.columns + row_groups * columns_of(a) * kLanes;
-  k.words = reinterpret_cast<__m256i*>(k.weight + 2 * taps * kLanes);
-  const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
-                    a.dilation[0] == 1 && a.dilation[1] == 1;
+  k.sums = k.weight + band * taps * kLanes;
+  k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
+  const auto run = a.window_factor != nullptr ? variant_of<true>(a) : variant_of<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
@@ -340,7 +477,15 @@ void dw_s8(const DwS8Args& a) {
       for (int j = 0; j < kLanes; ++j) {
         k.weight[t * kLanes + j] =
             lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
-        k.weight[(taps + t) * kLanes + j] = _mm512_slli_epi32(k.weight[t * kLanes + j], 8);
+      }
+    }
+    for (int row = 1; row < band; ++row) {
+      const auto shift = static_cast<unsigned>(8 * row * a.stride[0]);
+      for (int64_t i = 0; i < taps * kLanes; ++i) {
+        const int64_t above = i - a.kernel[1] * kLanes;
+        __m512i v = _mm512_slli_epi32(k.weight[i], shift);
+        if (above >= 0) v = _mm512_or_si512(v, _mm512_srli_epi32(k.weight[above], 32 - shift));
+        k.weight[row * taps * kLanes + i] = v;
       }
     }
     for (int j = 0; j < kLanes; ++j) {
@@ -351,11 +496,7 @@ void dw_s8(const DwS8Args& a) {
         k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups);
       }
     }
-    if (a.window_factor != nullptr) {
-      pair ? pairs<true>(k) : singles<true>(k);
-    } else {
-      pair ? pairs<false>(k) : singles<false>(k);
-    }
+    run(k);
   }
 }
 
