@@ -56,9 +56,9 @@ class Captured:
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
                 visit(node, values[node])
                 for used in node.all_input_nodes:
-                    if last[used] is node and used not in self.constants:
-                        if used not in self.outputs:
-                            values.pop(used, None)
+                    kept = used in self.constants or used in self.outputs
+                    if last[used] is node and not kept:
+                        values.pop(used, None)
         return [values[node] for node in self.outputs]
 
 
@@ -99,6 +99,11 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
                 "control flow that depends on values"
             ) from error
     return _evaluate(program)
+
+
+def args_of(node: Node) -> tuple[Any, ...]:
+    """A node's positional arguments."""
+    return node.args
 
 
 def _evaluate(program: Any) -> Captured:

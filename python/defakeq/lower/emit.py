@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from defakeq.lower.capture import Captured, Node
+from defakeq.lower.capture import Captured, Node, args_of
 from defakeq.lower.draft import Draft, Ref, Rows
 from defakeq.lower.groups import (
     ADDS,
@@ -133,7 +133,7 @@ class Emitter:
         if user.target is aten.layer_norm.default:
             return True
         if user.target in LAYERS:
-            if user.args[0] is not node:
+            if args_of(user)[0] is not node:
                 return False
             layer = self.plan_of(user)
             return layer is None or layer.act_bits is None
@@ -146,8 +146,8 @@ class Emitter:
 
     def layer_name(self, node: Node) -> str:
         """The model's name of a layer call."""
-        weight = node.args[1]
-        name = self.captured.parameters.get(weight, node.name)  # type: ignore[arg-type]
+        weight = args_of(node)[1]
+        name = self.captured.parameters.get(weight, node.name)
         return name.removesuffix(".weight")
 
     def plan_of(self, node: Node) -> LayerPlan | None:
@@ -259,9 +259,9 @@ class Emitter:
         if node in self.gates:
             return self._gate(self.gates[node])
         if target in IDENTITIES:
-            return self.ref(node.args[0])  # type: ignore[arg-type]
+            return self.ref(args_of(node)[0])
         if "getitem" in str(target):
-            return self.refs[node.args[0]][node.args[1]]  # type: ignore[index]
+            return self.refs[args_of(node)[0]][args_of(node)[1]]
         if target in VIEWS:
             return self._view(node)
         if target is aten.pad.default:
@@ -288,13 +288,13 @@ class Emitter:
     # moving data
 
     def _apply(self, node: Node, function: Callable[..., Any] | None = None) -> Any:
-        source = node.args[0]
-        ref = self.ref(source)  # type: ignore[arg-type]
-        function = function or node.target  # type: ignore[assignment]
+        source = args_of(node)[0]
+        ref = self.ref(source)
+        function = function or node.target
         args = fx.node.map_arg(
-            node.args[1:], lambda n: self.captured.constants[n] if isinstance(n, Node) else n
+            args_of(node)[1:], lambda n: self.captured.constants[n] if isinstance(n, Node) else n
         )
-        moved = function(ref.index, *args, **node.kwargs)  # type: ignore[misc]
+        moved = function(ref.index, *args, **node.kwargs)
         if isinstance(moved, (tuple, list)):
             return [Ref(ref.values, part, ref.source) for part in moved]
         return Ref(ref.values, moved, ref.source)
@@ -304,19 +304,19 @@ class Emitter:
             up = node.target
 
             def nearest(index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                moved: Tensor = up(index.double(), *args, **kwargs)  # type: ignore[operator]
+                moved: Tensor = up(index.double(), *args, **kwargs)
                 return moved.to(torch.int32)
 
             return self._apply(node, nearest)
         return self._apply(node)
 
     def _pad(self, node: Node) -> Ref:
-        mode = node.args[2] if len(node.args) > 2 else "constant"
-        value = node.args[3] if len(node.args) > 3 else None
+        mode = args_of(node)[2] if len(args_of(node)) > 2 else "constant"
+        value = args_of(node)[3] if len(args_of(node)) > 3 else None
         if mode == "constant" and value not in (None, 0, 0.0):
             raise Unsupported(f"found padding by {value}; accepted is 0")
-        ref = self.ref(node.args[0])  # type: ignore[arg-type]
-        sizes = [int(n) for n in node.args[1]]  # type: ignore[union-attr]
+        ref = self.ref(args_of(node)[0])
+        sizes = [int(n) for n in args_of(node)[1]]
         if mode == "constant":
             moved = torch.nn.functional.pad(ref.index, sizes, value=-1)
         else:
@@ -325,11 +325,11 @@ class Emitter:
         return Ref(ref.values, moved, ref.source)
 
     def _cat(self, node: Node) -> Ref:
-        refs = [self.ref(n) for n in node.args[0]]  # type: ignore[union-attr]
+        refs = [self.ref(n) for n in args_of(node)[0]]
         dtype = "float32" if node in self.floats else "int8"
         quant = None if dtype == "float32" else self._shared(node, refs)
         refs = [self.draft.convert(ref, dtype, quant) for ref in refs]
-        dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+        dim = int(args_of(node)[1]) if len(args_of(node)) > 1 else 0
         values: list[int] = []
         parts = []
         for ref in refs:
@@ -390,11 +390,14 @@ class Emitter:
         node = group.layer
         name = self.layer_name(node)
         layer = self.plan_of(node)
-        weight_node, bias_node = node.args[1], (node.args[2] if len(node.args) > 2 else None)
+        weight_node, bias_node = (
+            args_of(node)[1],
+            (args_of(node)[2] if len(args_of(node)) > 2 else None),
+        )
         constants = self.captured.constants
         bias = constants[bias_node] if isinstance(bias_node, Node) else None
-        weight, offset = folded(constants[weight_node], bias, group.affine)  # type: ignore[index]
-        ref = self.ref(node.args[0])  # type: ignore[arg-type]
+        weight, offset = folded(constants[weight_node], bias, group.affine)
+        ref = self.ref(args_of(node)[0])
         if layer is not None and layer.act_bits is not None:
             ref = self.int8(ref, layer.act_bits)
         else:
@@ -422,16 +425,16 @@ class Emitter:
 
     def _conv_operand(self, node: Node, ref: Ref, spec: LayerSpec) -> tuple[Rows, tuple[int, ...]]:
         def pair(i: int, default: int) -> tuple[int, int]:
-            value = node.args[i] if len(node.args) > i else [default]
-            values = [int(v) for v in value]  # type: ignore[union-attr]
+            value = args_of(node)[i] if len(args_of(node)) > i else [default]
+            values = [int(v) for v in value]
             return (values[0], values[-1])
 
-        padding_mode = node.args[4] if len(node.args) > 4 else [0]
+        padding_mode = args_of(node)[4] if len(args_of(node)) > 4 else [0]
         if isinstance(padding_mode, str):
             raise Unsupported(f"found padding {padding_mode!r}; accepted is numbers")
         spec.stride, spec.padding = pair(3, 1), pair(4, 0)
         spec.dilation = pair(5, 1)
-        spec.groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[call-overload]
+        spec.groups = int(args_of(node)[6]) if len(args_of(node)) > 6 else 1
         index = ref.index[0].permute(1, 2, 0)
         index, extra = _strip(index)
         spec.padding = (spec.padding[0] + extra[0], spec.padding[1] + extra[1])
@@ -480,7 +483,6 @@ class Emitter:
         return np.flatnonzero(kept)
 
     def _finish(self, group: Group, spec: LayerSpec, rows: Rows, space: tuple[int, ...]) -> Ref:
-        out_node = group.out
         outs = spec.weight.shape[0]
         kept = self._kept(spec)
         function = group.function
@@ -532,11 +534,10 @@ class Emitter:
         self, group: Group, spec: LayerSpec, layout: Any, space: tuple[int, ...]
     ) -> tuple[Any, int, Any]:
         """The output channels' order, the residual operand, and the channels that are computed."""
-        ref = self.ref(group.residual)  # type: ignore[arg-type]
+        ref = self.ref(group.residual)
         conv = spec.kind == "conv2d"
         order = ref.index[0].permute(1, 2, 0) if conv else ref.index[0]
         order = order.reshape(-1, order.shape[-1])
-        outs = spec.weight.shape[0]
         held = np.flatnonzero((order >= 0).any(0).numpy())
         union = np.union1d(layout[layout >= 0], held)
         if len(union) == len(held):
@@ -545,13 +546,11 @@ class Emitter:
                 layout = np.empty(rows.width, np.int64)
                 present = np.flatnonzero(rows.columns >= 0)
                 layout[rows.columns[present]] = present
-                spec_channels = layout
                 value = self.shaped(rows.value, (*space, rows.width))
                 return layout, value, np.where(np.isin(layout, self._kept(spec)), layout, ZERO)
         part = order[:, torch.from_numpy(union)]
         rows = self.dense(ref, part, spec.name)
         value = self.shaped(rows.value, (*space, rows.width))
-        del outs
         return union, value, np.where(np.isin(union, self._kept(spec)), union, ZERO)
 
     def _epilogue(
@@ -575,7 +574,7 @@ class Emitter:
             spec.activation = function.name or "none" if function is not None else "none"
         else:
             quant = self.key(node)
-            pre = self.key(group.pre, "pre")  # type: ignore[arg-type]
+            pre = self.key(pre_of(group), "pre")
             self.functions[pre] = (quant, function.apply)
             table = f"{spec.name}.table"
             self.tables[table] = (pre, quant, function.apply)
@@ -583,8 +582,7 @@ class Emitter:
             attributes["pre"] = pre
         out = draft.value("float32" if as_float else "int8", shape, quant)
         self.layers[spec.name] = spec
-        step = draft.step(spec.kind, spec.name, [rows.value, residual], out, **attributes)
-        del step
+        draft.step(spec.kind, spec.name, [rows.value, residual], out, **attributes)
         index = torch.full((*space, spec_outs(spec, group, self.captured)), -1, dtype=torch.int32)
         stored = np.flatnonzero(layout >= 0)
         own = torch.arange(math.prod(shape), dtype=torch.int32).reshape(shape)
@@ -638,9 +636,9 @@ class Emitter:
     ) -> Any:
         node, layer = group.layer, self.plan_of(group.layer)
         constants = self.captured.constants
-        bias_node = node.args[2] if len(node.args) > 2 else None
+        bias_node = args_of(node)[2] if len(args_of(node)) > 2 else None
         bias = constants[bias_node] if isinstance(bias_node, Node) else None
-        weight, offset = folded(constants[node.args[1]], bias, group.affine)  # type: ignore[index]
+        weight, offset = folded(constants[args_of(node)[1]], bias, group.affine)
         weight = weight.reshape(weight.shape[:2])
         name = self.layer_name(node)
         outs = weight.shape[0]
@@ -670,7 +668,7 @@ class Emitter:
         if function.name in ("relu", "relu6"):
             spec.activation = function.name
         else:
-            pre = self.key(group.pre, "pre")  # type: ignore[arg-type]
+            pre = self.key(pre_of(group), "pre")
             self.functions[pre] = (quant, function.apply)
             table = f"{spec.name}.table"
             self.tables[table] = (pre, quant, function.apply)
@@ -701,16 +699,16 @@ class Emitter:
         return Ref((value,), index.reshape(self.captured.shapes[node]), node)
 
     def _pool(self, node: Node) -> Ref:
-        ref = self.ref(node.args[0])  # type: ignore[arg-type]
+        ref = self.ref(args_of(node)[0])
         maximum = node.target is aten.max_pool2d.default
 
         def pair(i: int, default: Any) -> list[int]:
-            value = node.args[i] if len(node.args) > i else default
+            value = args_of(node)[i] if len(args_of(node)) > i else default
             values = [int(v) for v in (value or default)]
             return [values[0], values[-1]]
 
         kernel = pair(1, [1])
-        attributes = {
+        attributes: dict[str, Any] = {
             "mode": "max" if maximum else "avg",
             "kernel": kernel,
             "stride": pair(2, kernel),
@@ -719,11 +717,13 @@ class Emitter:
         if maximum:
             if pair(4, [1]) != [1, 1]:
                 raise Unsupported("found a dilated max pool; accepted is dilation 1")
-            attributes["ceil_mode"] = bool(node.args[5]) if len(node.args) > 5 else False
+            attributes["ceil_mode"] = bool(args_of(node)[5]) if len(args_of(node)) > 5 else False
         else:
-            attributes["ceil_mode"] = bool(node.args[4]) if len(node.args) > 4 else False
-            attributes["count_include_pad"] = bool(node.args[5]) if len(node.args) > 5 else True
-            if len(node.args) > 6 and node.args[6] is not None:
+            attributes["ceil_mode"] = bool(args_of(node)[4]) if len(args_of(node)) > 4 else False
+            attributes["count_include_pad"] = (
+                bool(args_of(node)[5]) if len(args_of(node)) > 5 else True
+            )
+            if len(args_of(node)) > 6 and args_of(node)[6] is not None:
                 raise Unsupported("found divisor_override; accepted is None")
         rows, _, _, channels = self._image(ref, node.name)
         shape = self.captured.shapes[node]
@@ -736,7 +736,7 @@ class Emitter:
         return self._spread(rows, out, (shape[2], shape[3]), channels, node)
 
     def _adaptive(self, node: Node) -> Ref:
-        rows, _, _, channels = self._image(self.ref(node.args[0]), node.name)  # type: ignore[arg-type]
+        rows, _, _, channels = self._image(self.ref(args_of(node)[0]), node.name)
         shape = self.captured.shapes[node]
         dtype, quant = self._out_type(node)
         out = self.draft.value(dtype, (shape[2], shape[3], rows.width), quant)
@@ -748,7 +748,7 @@ class Emitter:
         return ("float32", None) if node in self.floats else ("int8", self.key(node))
 
     def _mean(self, node: Node) -> Ref:
-        rows, _, _, channels = self._image(self.ref(node.args[0]), node.name)  # type: ignore[arg-type]
+        rows, _, _, channels = self._image(self.ref(args_of(node)[0]), node.name)
         return self._mean_step(node, rows, channels)
 
     def _mean_step(self, node: Node, rows: Rows, channels: int) -> Ref:
@@ -761,9 +761,9 @@ class Emitter:
         return Ref((out,), index.reshape(self.captured.shapes[node]), node)
 
     def _mean_tokens(self, node: Node) -> Ref:
-        ref = self.ref(node.args[0])  # type: ignore[arg-type]
+        ref = self.ref(args_of(node)[0])
         rank = ref.index.dim()
-        dims = sorted(int(d) % rank for d in node.args[1])  # type: ignore[union-attr]
+        dims = sorted(int(d) % rank for d in args_of(node)[1])
         if dims != list(range(1, rank - 1)):
             raise Unsupported(f"found a mean over dimensions {dims} of {rank}")
         order = ref.index[0].reshape(-1, ref.index.shape[-1])
@@ -827,9 +827,9 @@ class Emitter:
         if node.kwargs.get("alpha", 1) != 1:
             raise Unsupported("found alpha; accepted is 1")
         fn = _BINARY.get(node.target, "add" if node.target in ADDS else "mul")
-        a_node, b_node = node.args[:2]
+        a_node, b_node = args_of(node)[:2]
         if not isinstance(a_node, Node) or not isinstance(b_node, Node):
-            raise Unsupported(f"found operands {node.args}")
+            raise Unsupported(f"found operands {args_of(node)}")
         commutes = fn in ("add", "mul", "max", "min")
         shape = self.captured.shapes[node]
         if a_node in self.captured.constants or (
@@ -898,13 +898,14 @@ class Emitter:
         rows_b = self.dense(right, part_b, node.name)
         space = tuple(int(n) for n in order_a.shape[:-1])
         own = (*space, int(kept.numel()))
-        va = self.shaped(rows_a.value, own)
-        vb = self.shaped(rows_b.value, own if len(part_b) == len(flat_b) else (own[-1],))
+        same = len(part_b) == len(flat_b)
+        number_a = self.shaped(rows_a.value, own)
+        number_b = self.shaped(rows_b.value, own if same else (own[-1],))
         index = torch.full((*space, order_a.shape[-1]), -1, dtype=torch.int32)
         index[..., kept] = torch.arange(math.prod(own), dtype=torch.int32).reshape(own)
         if left.index.dim() == 4:
             index = index.permute(2, 0, 1)
-        return self._binary_step(node, fn, va, vb, own, index.reshape(shape))
+        return self._binary_step(node, fn, number_a, number_b, own, index.reshape(shape))
 
     def _binary_step(
         self, node: Node, fn: str, a: int, b: int, shape: tuple[int, ...], index: Tensor
@@ -915,11 +916,11 @@ class Emitter:
         return Ref((out,), index, node)
 
     def _batch_norm(self, node: Node) -> Ref:
-        source = node.args[0]
-        found = channel_affine(node, source, self.captured)  # type: ignore[arg-type]
+        source = args_of(node)[0]
+        found = channel_affine(node, source, self.captured)
         if found is None:
             raise Unsupported("found a batch_norm without running statistics")
-        ref = self._single(self.ref(source), node, True)  # type: ignore[arg-type]
+        ref = self._single(self.ref(source), node, True)
         shape = self.captured.shapes[node]
         axis = 1 if len(shape) == 4 else len(shape) - 1
         number = ref.values[0]
@@ -949,6 +950,12 @@ _BINARY: dict[Any, str] = {
 }
 
 
+def pre_of(group: Group) -> Node:
+    """The node whose values the group's function gets."""
+    assert group.pre is not None
+    return group.pre
+
+
 def spec_outs(spec: LayerSpec, group: Group, captured: Captured) -> int:
     """The model's output channels of a layer."""
     shape = captured.shapes[group.layer]
@@ -957,7 +964,7 @@ def spec_outs(spec: LayerSpec, group: Group, captured: Captured) -> int:
 
 def gate_outs(group: Group, captured: Captured) -> int:
     """The model's output channels of a squeeze-excite layer."""
-    weight = captured.constants[group.layer.args[1]]  # type: ignore[index]
+    weight = captured.constants[args_of(group.layer)[1]]
     return int(weight.shape[0])
 
 

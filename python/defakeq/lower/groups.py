@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defakeq.lower.capture import Captured, Node
+from defakeq.lower.capture import Captured, Node, args_of
 
 aten = torch.ops.aten
 
@@ -91,23 +91,23 @@ def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function]
     """The operand and the function, when a node is an elementwise function of one tensor."""
     target = node.target
     if target in _NAMED and not node.kwargs:
-        return node.args[0], Function(_NAMED[target], node.target)  # type: ignore[return-value,arg-type]
+        return args_of(node)[0], Function(_NAMED[target], node.target)
     if target in (aten.hardtanh.default, aten.clamp.default):
-        bounds = tuple(node.args[1:])
+        bounds = tuple(args_of(node)[1:])
         if bounds == (0.0, 6.0):
-            return node.args[0], Function("relu6", torch.nn.functional.relu6)  # type: ignore[return-value]
+            return args_of(node)[0], Function("relu6", torch.nn.functional.relu6)
         if target is aten.clamp.default and bounds in ((0,), (0, None)):
-            return node.args[0], Function("relu", torch.relu)  # type: ignore[return-value]
+            return args_of(node)[0], Function("relu", torch.relu)
     if target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none":
-        return node.args[0], Function("gelu", torch.nn.functional.gelu)  # type: ignore[return-value]
+        return args_of(node)[0], Function("gelu", torch.nn.functional.gelu)
     scalar = target in _SCALARS and len(node.all_input_nodes) == 1
     if target in _TABLES or scalar:
-        x = node.args[0]
-        rest = node.args[1:]
+        x = args_of(node)[0]
+        rest = args_of(node)[1:]
         if not isinstance(x, Node) or any(isinstance(a, Node) for a in rest):
             return None
         kwargs = dict(node.kwargs)
-        return x, Function(None, lambda t: target(t, *rest, **kwargs))  # type: ignore[operator]
+        return x, Function(None, lambda t: target(t, *rest, **kwargs))
     return None
 
 
@@ -116,7 +116,7 @@ def find_groups(captured: Captured) -> dict[Node, Group]:
     groups: dict[Node, Group] = {}
     claimed: set[Node] = set()
     for node in reversed(captured.nodes):
-        if node.target not in LAYERS or node.args[1] not in captured.constants:
+        if node.target not in LAYERS or args_of(node)[1] not in captured.constants:
             continue
         group = Group(node, node)
         at = node
@@ -157,7 +157,7 @@ def _extend(group: Group, at: Node, user: Node, captured: Captured) -> bool:
             group.affine.append(affine)
             return True
     if same and group.residual is None and user.target in ADDS and not user.kwargs:
-        a, b = user.args
+        a, b = args_of(user)
         other = b if a is at else a
         if isinstance(other, Node) and other is not at:
             shape = constants[other].shape if other in constants else captured.shapes[other]
@@ -179,17 +179,17 @@ def channel_affine(
     constants = captured.constants
     shape = captured.shapes[at]
     axis = 1 if len(shape) == 4 else len(shape) - 1
-    if user.target is aten.batch_norm.default and user.args[0] is at:
-        weight, bias, mean, variance = (constants.get(n) for n in user.args[1:5])  # type: ignore[arg-type]
-        if mean is None or variance is None or user.args[5]:
+    if user.target is aten.batch_norm.default and args_of(user)[0] is at:
+        weight, bias, mean, variance = (constants.get(n) for n in args_of(user)[1:5])
+        if mean is None or variance is None or args_of(user)[5]:
             return None
-        factor = (variance.double() + float(user.args[7])).rsqrt()  # type: ignore[arg-type]
+        factor = (variance.double() + float(args_of(user)[7])).rsqrt()
         if weight is not None:
             factor = factor * weight.double()
         offset = -mean.double() * factor
         return factor, offset if bias is None else offset + bias.double()
     if user.target in (*ADDS, *MULS) and not user.kwargs:
-        a, b = user.args
+        a, b = args_of(user)
         other = b if a is at else a
         if isinstance(other, (int, float)):
             values = torch.full((shape[axis],), float(other), dtype=torch.float64)
@@ -221,9 +221,9 @@ def find_gates(captured: Captured, groups: dict[Node, Group]) -> dict[Node, Gate
     """The squeeze-excite blocks by their multiplication."""
     gates = {}
     for node in captured.nodes:
-        if node.target not in MULS or len(node.args) != 2:
+        if node.target not in MULS or len(args_of(node)) != 2:
             continue
-        for x, gate in (node.args, node.args[::-1]):
+        for x, gate in (args_of(node), args_of(node)[::-1]):
             found = _gate(node, x, gate, captured, groups)
             if found is not None:
                 gates[node] = found
@@ -253,7 +253,7 @@ def _gate(
     def up(at: Node) -> Node:
         while at.target in _VIEWS and len(at.users) == 1:
             inner.add(at)
-            at = at.args[0]  # type: ignore[assignment]
+            at = args_of(at)[0]
         return at
 
     at, found = gate, []
@@ -264,9 +264,9 @@ def _gate(
             return None
         found.append(group)
         inner.update(members(group))
-        at = group.layer.args[0]  # type: ignore[assignment]
+        at = args_of(group.layer)[0]
     at = up(at)
-    if len(at.users) != 1 or not is_global_mean(at, captured) or at.args[0] is not x:
+    if len(at.users) != 1 or not is_global_mean(at, captured) or args_of(at)[0] is not x:
         return None
     if found[0].function is None:
         return None
@@ -277,9 +277,9 @@ def _gate(
 def is_global_mean(node: Node, captured: Captured) -> bool:
     """Whether a node averages each channel of an image."""
     if node.target is aten.adaptive_avg_pool2d.default:
-        return list(node.args[1]) == [1, 1]  # type: ignore[arg-type]
-    x = node.args[0] if node.args else None
+        return list(args_of(node)[1]) == [1, 1]
+    x = args_of(node)[0] if args_of(node) else None
     if node.target is not aten.mean.dim or not isinstance(x, Node):
         return False
     rank = len(captured.shapes[x])
-    return rank == 4 and sorted(int(d) % rank for d in node.args[1]) == [2, 3]  # type: ignore[union-attr]
+    return rank == 4 and sorted(int(d) % rank for d in args_of(node)[1]) == [2, 3]
