@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from defakeq.lower.attention import head_strides, split_mask
 from defakeq.lower.capture import Captured, Node, args_of
 from defakeq.lower.draft import Draft, Ref, Rows
 from defakeq.lower.groups import (
@@ -138,7 +139,12 @@ class Emitter:
             layer = self.plan_of(user)
             return layer is None or layer.act_bits is None
         passes = user.target in VIEWS or user.target in IDENTITIES or user.target in ADDS
-        passes = passes or user.target in (aten.mean.dim, aten.cat.default, aten.pad.default)
+        passes = passes or user.target in (
+            aten.adaptive_avg_pool2d.default,
+            aten.mean.dim,
+            aten.cat.default,
+            aten.pad.default,
+        )
         passes = passes or "getitem" in str(user.target)
         return passes and user in floats
 
@@ -276,6 +282,10 @@ class Emitter:
             return self._adaptive(node)
         if target is aten.mean.dim:
             return self._mean_tokens(node)
+        if target is aten.layer_norm.default:
+            return self._layer_norm(node)
+        if target is aten.scaled_dot_product_attention.default:
+            return self._attention(node)
         found = unary_of(node, self.captured.constants)
         if found is not None:
             return self._unary(node, found[0], found[1])
@@ -769,6 +779,141 @@ class Emitter:
         order = ref.index[0].reshape(-1, ref.index.shape[-1])
         rows = self.draft.rows(ref, order, node.name)
         return self._mean_step(node, rows, int(order.shape[-1]))
+
+    # transformers
+
+    def _layer_norm(self, node: Node) -> Ref:
+        args = args_of(node)
+        shape = self.captured.shapes[node]
+        if list(args[1]) != [shape[-1]]:
+            raise Unsupported(f"found layer_norm over {list(args[1])}; accepted is the last size")
+        ref = self.ref(args[0])
+        order = ref.index[0] if ref.index.dim() > 1 else ref.index
+        space = tuple(int(n) for n in order.shape[:-1])
+        order = order.reshape(-1, order.shape[-1])
+        absent = np.flatnonzero((order < 0).any(0).numpy())
+        if absent.size and self._reads(node, absent):
+            rows = self.dense(ref, order, node.name)
+        else:
+            rows = self.draft.rows(ref, order, node.name)
+        inside = np.flatnonzero(rows.columns >= 0)
+        attributes: dict[str, Any] = {
+            "eps": float(args[4]) if len(args) > 4 else 1e-5,
+            "count": int(shape[-1]),
+        }
+        name = self._owner(args[2]) if len(args) > 2 and args[2] is not None else node.name
+        for i, part in ((2, "gamma"), (3, "beta")):
+            if len(args) > i and args[i] is not None:
+                full = self.captured.constants[args[i]].detach().float().cpu().numpy()
+                own = np.zeros(rows.width, np.float32)
+                own[rows.columns[inside]] = full[inside]
+                attributes[part] = self.draft.tensor(f"{name}.{part}", own)
+        dtype, quant = self._out_type(node)
+        out = self.draft.value(dtype, (*space, rows.width), quant)
+        self.draft.step("layer_norm", name, [rows.value], out, **attributes)
+        index = torch.full((rows.rows, shape[-1]), -1, dtype=torch.int32)
+        own_index = torch.arange(rows.rows * rows.width, dtype=torch.int32)
+        own_index = own_index.reshape(rows.rows, rows.width)
+        index[:, torch.from_numpy(inside)] = own_index[:, torch.from_numpy(rows.columns[inside])]
+        return Ref((out,), index.reshape(shape), node)
+
+    def _owner(self, parameter: Node) -> str:
+        name = self.captured.parameters.get(parameter, parameter.name)
+        return name.rpartition(".")[0] or name
+
+    def _reads(self, node: Node, channels: Any) -> bool:
+        """Whether a consumer reads one of the channels."""
+        for user in node.users:
+            if user.target in VIEWS or user.target in IDENTITIES:
+                if self._reads(user, channels):
+                    return True
+                continue
+            layer = self.plan_of(user) if user.target in LAYERS else None
+            if layer is None or layer.keep_in is None:
+                return True
+            if np.intersect1d(channels, layer.keep_in).size:
+                return True
+        return False
+
+    def _attention(self, node: Node) -> Ref:
+        args = args_of(node)
+        if len(args) > 5 and args[5]:
+            raise Unsupported("found is_causal; accepted is a mask")
+        if node.kwargs.get("enable_gqa"):
+            raise Unsupported("found enable_gqa; accepted is as many heads of k and v as of q")
+        shape = self.captured.shapes[node]
+        if len(shape) != 4:
+            raise Unsupported(f"found {len(shape)} dimensions; accepted is 4")
+        batches, heads, tokens, size = shape
+        numbers, layouts, keys = [], {}, []
+        for letter, operand in zip("qkv", args[:3], strict=True):
+            ref = self.int8(self.ref(operand))
+            strides = head_strides(ref.index) if len(ref.values) == 1 else None
+            if strides is None:
+                order = ref.index.permute(0, 2, 1, 3)
+                lead = tuple(order.shape)
+                flat = order.reshape(-1, lead[2] * lead[3])
+                number = self.draft.copy(
+                    ref, flat, (lead[0], lead[1], lead[2] * lead[3]), f"{node.name}.{letter}"
+                )
+                strides = {
+                    "offset": 0,
+                    "batch": lead[1] * lead[2] * lead[3],
+                    "head": lead[3],
+                    "token": lead[2] * lead[3],
+                }
+            else:
+                number = ref.values[0]
+            numbers.append(number)
+            layouts[letter] = strides
+            keys.append(self.draft.values[number].quant)
+        k_shape = self._shape_of(args[1])
+        head_dim, k_tokens = int(k_shape[3]), int(k_shape[2])
+        scale = node.kwargs.get("scale")
+        softmax_scale = float(scale) if scale is not None else head_dim**-0.5
+        extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads)
+        quant = self.key(node)
+        out = self.draft.value("int8", (batches, tokens, heads * size), quant)
+        self.draft.step(
+            "attention",
+            self._module_of(node),
+            [*numbers, *extra],
+            out,
+            heads=heads,
+            head_dim=head_dim,
+            value_dim=size,
+            batches=batches,
+            q_tokens=tokens,
+            k_tokens=k_tokens,
+            alpha=(keys[0], keys[1], softmax_scale),
+            **layouts,
+        )
+        index = torch.arange(batches * tokens * heads * size, dtype=torch.int32)
+        index = index.reshape(batches, tokens, heads, size).permute(0, 2, 1, 3)
+        return Ref((out,), index, node)
+
+    def _attention_mask(self, node: Node | None, batches: int, heads: int) -> list[int]:
+        if node is None:
+            return []
+        if node not in self.captured.constants:
+            raise Unsupported("found a mask that depends on the input; accepted is a constant")
+        found = split_mask(self.captured.constants[node], batches, heads)
+        if found is None:
+            raise Unsupported("found a mask that is no sum of a bias a head and a mask a batch")
+        bias, mask = found
+        ins = [-1 if bias is None else self.draft.constant(f"{node.name}.bias", bias)]
+        if mask is not None:
+            ins.append(self.draft.constant(f"{node.name}.mask", mask))
+        return ins
+
+    def _module_of(self, node: Node) -> str:
+        """The name of the module that a node belongs to."""
+        stack = node.meta.get("nn_module_stack") or {}
+        for path, _ in reversed(list(stack.values())):
+            if path:
+                name: str = path
+                return name
+        return node.name
 
     # elementwise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -95,6 +96,10 @@ def assemble(emitter: Emitter, quants: dict[Any, ActQuant]) -> tuple[dfq.Tensors
             _add_layer(emitter, quants, step, attributes, tensors, network)
         elif step.op == "squeeze_excite":
             _add_gate(emitter, quants, step, attributes, tensors, network)
+        elif step.op == "attention":
+            q, k, scale = attributes["alpha"]
+            scales = (float(np.float32(quants[key].scale)) for key in (q, k))
+            attributes["alpha"] = float(np.float32(math.prod(scales) * scale))
         nodes.append(
             {"op": step.op, "name": step.name, "in": step.ins, "out": step.outs, **attributes}
         )

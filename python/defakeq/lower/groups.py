@@ -152,7 +152,7 @@ def _extend(group: Group, at: Node, user: Node, captured: Captured) -> bool:
     constants = captured.constants
     same = captured.shapes[user] == captured.shapes[at]
     if same and group.residual is None:
-        affine = channel_affine(user, at, captured)
+        affine = channel_affine(user, at, captured, group.layer.target is LAYERS[1])
         if affine is not None:
             group.affine.append(affine)
             return True
@@ -173,12 +173,12 @@ def _extend(group: Group, at: Node, user: Node, captured: Captured) -> bool:
 
 
 def channel_affine(
-    user: Node, at: Node, captured: Captured
+    user: Node, at: Node, captured: Captured, last: bool = False
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """(factor, offset) a channel of a node that scales or shifts `at` by constants."""
     constants = captured.constants
     shape = captured.shapes[at]
-    axis = 1 if len(shape) == 4 else len(shape) - 1
+    axis = 1 if len(shape) == 4 and not last else len(shape) - 1
     if user.target is aten.batch_norm.default and args_of(user)[0] is at:
         weight, bias, mean, variance = (constants.get(n) for n in args_of(user)[1:5])
         if mean is None or variance is None or args_of(user)[5]:
