@@ -376,3 +376,55 @@ def test_command_line(shapes_file, tmp_path, monkeypatch):
         failed = CliRunner().invoke(app, [*arguments, *wrong])
         assert failed.exit_code == 2
         assert f"{wrong[0][2:]}: found" in failed.output
+
+
+ROW = {
+    "network": str,
+    "plan": str,
+    "engine": str,
+    "threads": int,
+    "ms": float,
+    "size_mb": float,
+    "rss_mb": float,
+    "first_ms": float,
+    "gmacs": float,
+}
+
+
+def test_a_network_in_torch(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    target = tmp_path / "out" / "model.json"
+    arguments = ["model", "mobilenetv3_large", "--engines", "torch", "--rounds", "1"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--json", str(target)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    result = json.loads(target.read_text())
+    for key, kind in MACHINE.items():
+        assert isinstance(result["machine"][key], kind), key
+    (row,) = result["rows"]
+    assert {key: type(value) for key, value in row.items()} == ROW
+    assert (row["network"], row["plan"], row["engine"]) == ("mobilenetv3_large", "32", "torch")
+    assert row["ms"] > 0
+    assert row["size_mb"] > 16.8
+    for wrong, field in (
+        (["model", "nothing"], "network"),
+        (["model", "resnet34", "--engines", "nothing"], "engines"),
+        (["model", "resnet34", "--rounds", "0"], "rounds"),
+    ):
+        failed = CliRunner().invoke(app, wrong)
+        assert failed.exit_code == 2
+        assert f"{field}: found" in failed.output
+
+
+def test_an_absent_engine_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from defakeq.bench import engines, models
+
+    monkeypatch.setattr(engines.Torch, "modules", ("defakeq_absent",))
+    result = models.measure("mobilenetv3_large", engines=["torch"], cache=tmp_path)
+    assert result["rows"] == []
+    (note,) = result["notes"]
+    assert "defakeq_absent not installed" in note
+    assert "pip install" in note

@@ -101,6 +101,68 @@ def ops(
     _print_machine(result["machine"])
 
 
+@app.command()
+def model(
+    network: Annotated[str, typer.Argument(help="A network's name, as in defakeq.networks.")],
+    engines: Annotated[
+        str, typer.Option(help="Which engines, with commas between.")
+    ] = "defakeq,torch,torch-int8,onnxruntime,openvino",
+    threads: Annotated[
+        int, typer.Option(help="Threads of each engine; processors are pinned.")
+    ] = 1,
+    plan: Annotated[str, typer.Option(help="Of our program: 8, 4, half, or a plan's JSON.")] = "8",
+    rounds: Annotated[int, typer.Option(help="How many times each is measured.")] = 15,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw a PNG chart.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of prepared networks.")] = None,
+) -> None:
+    """Whole networks: milliseconds, size, resident memory and the first inference."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    try:
+        from defakeq.bench import models
+
+        result = models.measure(
+            network,
+            engines=engines.split(","),
+            plan=plan,
+            threads=threads,
+            rounds=rounds,
+            cache=cache,
+            command=_command(),
+            say=lambda line: typer.echo(line, err=True),
+        )
+        _print_table(result["rows"])
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(result, indent=1) + "\n")
+        if chart is not None and result["rows"]:
+            models.draw(result["rows"], chart)
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, typer.Exit | typer.Abort):
+            raise
+        raise _fail(error) from error
+    _print_machine(result["machine"])
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in rows[0] if rows else ():
+        is_text = column in ("network", "plan", "engine")
+        table.add_column(column, justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
 def _command() -> str:
     tier = os.environ.get("DEFAKEQ_ISA", "")
     lead = f"DEFAKEQ_ISA={tier} " if tier else ""
