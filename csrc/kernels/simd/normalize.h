@@ -66,9 +66,12 @@ template <class V>
 DQ_INLINE float max_lanes(const Block<V>& y) {
   float lanes[kBlock];
   for (int i = 0; i < kBlock / V::W; ++i) V::store(lanes + i * V::W, y[i]);
-  float best = lanes[0];
-  for (int i = 1; i < kBlock; ++i) best = lanes[i] > best ? lanes[i] : best;
-  return best;
+  for (int half = kBlock / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    }
+  }
+  return lanes[0];
 }
 
 template <class V>
@@ -129,6 +132,13 @@ void reduce(ReduceFn fn, const Operand& x, int64_t channels, const Post& post, v
   }
 }
 
+// From kBlock - n on: n times 0, then -inf.
+alignas(64) inline constexpr float kTailLanes[2 * kBlock] = {
+    0,         0,         0,         0,         0,         0,         0,         0,
+    0,         0,         0,         0,         0,         0,         0,         0,
+    -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY,
+    -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
+
 // Returns the sum of the codes p.
 template <class V>
 int32_t softmax_codes(const SoftmaxCodesArgs& g) {
@@ -148,7 +158,12 @@ int32_t softmax_codes(const SoftmaxCodesArgs& g) {
       load_block<V>({g.mask, DType::kFloat32, {}}, c, n, mask);
       for (int i = 0; i < kParts; ++i) s[i] = V::add(s[i], mask[i]);
     }
-    keep_lanes<V>(n, -INFINITY, s);
+    if (n < kBlock) {
+      // whatever stands behind the row becomes -inf or NaN: no maximum, and no code above 0
+      for (int i = 0; i < kParts; ++i) {
+        s[i] = V::add(s[i], V::load(kTailLanes + kBlock - n + i * V::W));
+      }
+    }
     for (int i = 0; i < kParts; ++i) {
       V::store(g.scores + c + i * V::W, s[i]);
       acc[i] = V::max(s[i], acc[i]);
