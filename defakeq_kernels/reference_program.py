@@ -321,6 +321,20 @@ def lane_squares(x: Float32) -> Float32:
     return _tree(acc, np.add)
 
 
+def lane_max(x: Float32) -> Float32:
+    """Maxima over the last dimension. NaNs are passed over; the first of equal lanes wins."""
+    pad = -x.shape[-1] % LANES
+    wide = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], constant_values=-np.inf)
+    blocks = wide.reshape(*x.shape[:-1], -1, LANES)
+    acc = np.full((*x.shape[:-1], LANES), -np.inf, np.float32)
+    for i in range(blocks.shape[-2]):
+        acc = _greater(blocks[..., i, :], acc)
+    best = acc[..., 0]
+    for lane in range(1, LANES):
+        best = _greater(acc[..., lane], best)
+    return np.asarray(best, np.float32)
+
+
 def _greater(a: Any, b: Any) -> Any:
     return np.where(a > b, a, b)
 
@@ -631,7 +645,7 @@ class _Node:
     def softmax(self) -> None:
         x = self.real(0)
         self.expect_size(x.size)
-        e = reference._exp(x - x.max(axis=-1, keepdims=True))
+        e = reference._exp(x - lane_max(x)[..., None])
         self.store(e * (_ONE / lane_sum(e))[..., None])
 
     def reduce(self) -> None:
@@ -639,7 +653,7 @@ class _Node:
         fn = self.choice("fn", ("mean", "sum", "max", "l2"))
         self.expect_size(x.size // x.shape[-1])
         if fn == "max":
-            self.store(x.max(axis=-1))
+            self.store(lane_max(x))
         elif fn == "l2":
             self.store(np.sqrt(lane_squares(x)))
         else:
@@ -684,7 +698,7 @@ class _Node:
             if mask.shape[1:] != (tq, tk) or batches % mask.shape[0]:
                 _bad(self.field("in"), f"mask {mask.shape}", f"[divisor of {batches}, {tq}, {tk}]")
             s = s + mask[np.arange(batches) % mask.shape[0]][:, None]
-        e = reference._exp(s - s.max(axis=-1, keepdims=True))
+        e = reference._exp(s - lane_max(s)[..., None])
         p = np.rint(e * np.float32(255)).astype(np.float64)
         inverse = _ONE / p.sum(axis=-1, keepdims=True).astype(np.float32)
         sums = (p @ v.transpose(0, 2, 1, 3)).astype(np.float32)
@@ -765,7 +779,7 @@ class _Node:
                     spans.append(slice(max(begin[d], 0), min(end, extents[d])))
                 window = x[spans[0], spans[1]].reshape(-1, extents[2])
                 if mode == "max":
-                    y[i, j] = window.max(axis=0)
+                    y[i, j] = _window_max(window)
                 else:
                     y[i, j] = self.window_mean(window, counted if whole else len(window))
         if mode == "max":
@@ -832,6 +846,15 @@ def _gather(x: Array, index: Array, fill: Any, field: Callable[[str], str]) -> A
     y = x[np.maximum(index, 0)]
     y[index < 0] = fill
     return y
+
+
+def _window_max(window: Array) -> Array:
+    if window.dtype == np.int8:
+        return np.asarray(window.max(axis=0))
+    best = np.full(window.shape[1], -np.inf, np.float32)
+    for row in window:
+        best = _greater(row, best)
+    return best
 
 
 def _pool_size(extent: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:

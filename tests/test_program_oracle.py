@@ -221,3 +221,15 @@ def test_malformed_programs_are_refused_by_name():
             oracle.run(source, [x])
     with pytest.raises(ValueError, match="input x0: found"):
         oracle.run(build(), [x[:, :3]])
+
+
+def test_maxima_pass_over_values_that_are_no_numbers():
+    x = np.full((1, 2, 19), np.nan, np.float32)
+    x[0, 0, 18] = -4
+    _, found = one_node("reduce", (2, 19), (2,), x=x, fn="max")
+    assert found.tolist() == [-4, -np.inf]
+    x = np.full((1, 2, 2, 1), np.nan, np.float32)
+    x[0, 1, 0] = 2
+    geometry = {"kernel": [2, 2], "stride": [2, 2], "mode": "max"}
+    _, found = one_node("pool2d", (2, 2, 1), (1, 1, 1), x=x, **geometry)
+    assert found.item() == 2
