@@ -134,7 +134,7 @@ def _film(
         return []
     if total == 0:
         report.add("empty video", name, "no frames")
-    return [Sample(name, path, *about, frame=index) for index in spread(total, frames)]
+    return [Sample(name, path, *about, index) for index in spread(total, frames)]
 
 
 def read_benchmark(

@@ -23,7 +23,7 @@ _CLASSES = {"real": REAL, "fake": FAKE}
 def _classes(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name.lower() in _CLASSES:
             found.setdefault(path.name.lower(), path)

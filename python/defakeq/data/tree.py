@@ -75,8 +75,8 @@ def _face_forensics(root: Path, name: str, report: Report) -> Document:
         for compression in COMPRESSIONS:
             for video, entry in _entries(root / _FF_FOLDERS[label] / compression).items():
                 # DeepFakeDetection has no splits of its own: all of it is for tests.
-                split = splits.get(video) if splits else "test"
-                if split is None:
+                split = splits.get(video, "") if splits else "test"
+                if not split:
                     report.add("unknown split", f"{label}/{compression}/{video}", "in no list")
                     continue
                 levels = document.setdefault(label, {}).setdefault(split, {})
@@ -106,8 +106,8 @@ def _celeb(root: Path, name: str, report: Report) -> Document:
             met.add(f"{folder}/{video}")
             split = "test" if f"{folder}/{video}" in tests else "train"
             _put(document, label, split, video, entry)
-    for name in sorted(tests - met):
-        report.add("missing file", name, f"named in {path.name}")
+    for absent in sorted(tests - met):
+        report.add("missing file", absent, f"named in {path.name}")
     return document
 
 
@@ -135,13 +135,13 @@ def _dfdc(root: Path, name: str, report: Report) -> Document:
         for file_name, row in metadata.items():
             where = f"{path.parent.name}/{file_name}"
             video = file_name.rpartition(".")[0]
-            label = row.get("label") if isinstance(row, dict) else None
-            if label not in ("REAL", "FAKE"):
-                report.add("unknown label", where, repr(label))
+            kind = row.get("label") if isinstance(row, dict) else None
+            if kind not in ("REAL", "FAKE"):
+                report.add("unknown label", where, repr(kind))
             elif video not in videos:
                 report.add("missing file", where, "in metadata.json")
             else:
-                _put(document, real if label == "REAL" else fake, "train", video, videos[video])
+                _put(document, real if kind == "REAL" else fake, "train", video, videos[video])
     return document
 
 
