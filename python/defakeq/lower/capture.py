@@ -1,0 +1,157 @@
+"""A model as one flat graph of ATen operators with its constants evaluated."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from defakeq.fold import Inputs, fold_batch_norm
+from defakeq.plan import QuantPlan
+
+Node = fx.Node
+
+
+@dataclass
+class Captured:
+    """What `capture` returns.
+
+    Attributes:
+        graph: ATen operators on a batch of one.
+        nodes: the operators that depend on an input, in execution order.
+        constants: the value of every node that depends on parameters only.
+        parameters: the name in the model of each placeholder that holds a parameter or buffer.
+        inputs: the placeholders that the caller fills, in order.
+        outputs: the nodes that are returned.
+        shapes: the logical shape of every input and operator.
+    """
+
+    graph: fx.Graph
+    nodes: list[Node]
+    constants: dict[Node, Tensor]
+    parameters: dict[Node, str]
+    inputs: list[Node]
+    outputs: list[Node]
+    shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
+
+    def run(self, inputs: Iterable[Tensor], visit: Callable[[Node, Any], None]) -> list[Tensor]:
+        """Runs the graph, tells `visit` every node's value, and returns the outputs."""
+        values: dict[Node, Any] = dict(self.constants)
+        values.update(zip(self.inputs, inputs, strict=True))
+        for node in self.inputs:
+            visit(node, values[node])
+        last = {}
+        for node in self.nodes:
+            for used in node.all_input_nodes:
+                last[used] = node
+        with torch.no_grad():
+            for node in self.nodes:
+                args = fx.node.map_arg(node.args, lambda n: values[n])
+                kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                visit(node, values[node])
+                for used in node.all_input_nodes:
+                    kept = used in self.constants or used in self.outputs
+                    if last[used] is node and not kept:
+                        values.pop(used, None)
+        return [values[node] for node in self.outputs]
+
+
+def prepare(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> nn.Module:
+    """A copy with BatchNorm folded and the weights of pruned channels set to zero."""
+    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norm(prepared, inputs)
+    with torch.no_grad():
+        for name, layer in plan.layers.items():
+            module = prepared.get_submodule(name)
+            weight, bias = module.weight, module.bias
+            assert isinstance(weight, Tensor)
+            if layer.keep_out is not None:
+                gone = _others(layer.keep_out, weight.shape[0])
+                weight[gone] = 0
+                if isinstance(bias, Tensor):
+                    bias[gone] = 0
+            if layer.keep_in is not None:
+                weight[:, _others(layer.keep_in, weight.shape[1])] = 0
+    return prepared
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Captured:
+    """The graph of a model in evaluation mode, for inputs with a batch of one.
+
+    Raises:
+        ValueError: the model cannot be captured; the message has torch's reason.
+    """
+    args, kwargs = inputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, args, kwargs)
+            program = program.run_decompositions({})
+        except Exception as error:
+            raise ValueError(
+                f"model: torch.export cannot capture it ({error}); accepted is a model without "
+                "control flow that depends on values"
+            ) from error
+    return _evaluate(program)
+
+
+def args_of(node: Node) -> tuple[Any, ...]:
+    """A node's positional arguments."""
+    return node.args
+
+
+def _evaluate(program: Any) -> Captured:
+    signature = program.graph_signature
+    graph: fx.Graph = program.graph_module.graph
+    own: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants: dict[Node, Tensor] = {}
+    captured = Captured(graph, [], constants, {}, [], [])
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if node.name in own:
+                target = own[node.name]
+                held = program.state_dict.get(target)
+                constants[node] = program.constants[target] if held is None else held
+                captured.parameters[node] = target
+            elif node.name in signature.inputs_to_lifted_tensor_constants:
+                target = signature.inputs_to_lifted_tensor_constants[node.name]
+                constants[node] = program.constants[target]
+            else:
+                captured.inputs.append(node)
+                captured.shapes[node] = _shape(node)
+        elif node.op == "call_function":
+            if all(used in constants for used in node.all_input_nodes):
+                args = fx.node.map_arg(node.args, lambda n: constants[n])
+                kw = fx.node.map_arg(node.kwargs, lambda n: constants[n])
+                with torch.no_grad():
+                    constants[node] = node.target(*args, **kw)
+            else:
+                captured.nodes.append(node)
+                captured.shapes[node] = _shape(node)
+        elif node.op == "output":
+            captured.outputs = list(_flatten(node.args))
+    return captured
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+
+
+def _flatten(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flatten(item)
+
+
+def _others(kept: Iterable[int], count: int) -> list[int]:
+    wanted = set(kept)
+    return [i for i in range(count) if i not in wanted]
