@@ -3,7 +3,8 @@
 //   defakeq_bench [--threads N] [--bits 8,4,2] [--work PART] [--rounds N] [--json FILE]
 //
 // DEFAKEQ_ISA chooses the kernels. The families: dq_gemm (products and dense convolutions), dq_gemv
-// (one row), dq_dwconv (depthwise), dq_rows (element-wise passes over rows).
+// (one row), dq_dwconv (depthwise), dq_rows (element-wise passes over rows), dq_lookup and the
+// other operators between layers (bench_nodes.cpp).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench_nodes.h"
 #include "defakeq/defakeq.h"
 #include "defakeq/peak.h"
 #include "defakeq/thread_pool.h"
@@ -363,6 +365,7 @@ int run(int argc, char** argv) {
     }
   }
   measure_rows(options);
+  bench_nodes(options.work, options.rounds, pool);
   if (!options.json.empty()) write_json(options, info, peak, rows);
   return 0;
 }

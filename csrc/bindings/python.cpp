@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings/python_bench.h"
+#include "bindings/python_program.h"
 #include "defakeq/defakeq.h"
 #include "defakeq/dfq_file.h"
 #include "defakeq/layer_shape.h"
@@ -584,4 +585,5 @@ PYBIND11_MODULE(_core, m) {
       py::arg("residual_scale") = 0.0, py::arg("residual_zero_point") = 0,
       py::arg("half_input") = py::none(), "x [n, h, w, in] float32 or int8 -> [n, h', w', out].");
   bind_bench(m);
+  bind_program(m);
 }

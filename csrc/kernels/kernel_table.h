@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "defakeq/nodes.h"
 #include "defakeq/types.h"
 
 namespace defakeq {
@@ -138,6 +139,12 @@ struct ShufflePlan {
   const uint8_t* fill;  // [blocks * 16]
 };
 
+struct BinaryArgs;
+struct SoftmaxCodesArgs;
+struct PackCodesArgs;
+struct AdaptivePoolArgs;
+struct InterpolateAxis;
+
 struct KernelTable {
   const char* isa;
   void (*gemm_s8)(const GemmS8Args&);
@@ -161,6 +168,29 @@ struct KernelTable {
   float (*abs_max)(const float* x, int64_t count);
   void (*shuffle)(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
                   uint8_t* dst, int64_t dst_stride);
+
+  // Between layers (node_args.h), over the outputs [begin, end) of a dimension.
+  void (*lookup)(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
+  void (*unary)(UnaryFn fn, const Operand& x, const Post& post, void* out, int64_t begin,
+                int64_t end);
+  void (*binary)(const BinaryArgs&, int64_t begin, int64_t end);
+  void (*layer_norm)(const LayerNormArgs&, const Post& post, int64_t begin, int64_t end);
+  void (*softmax)(const Operand& x, int64_t channels, const Post& post, void* out, int64_t begin,
+                  int64_t end);
+  void (*reduce)(ReduceFn fn, const Operand& x, int64_t channels, const Post& post, void* out,
+                 int64_t begin, int64_t end);
+  int32_t (*softmax_codes)(const SoftmaxCodesArgs&);
+  void (*pack_rows)(const PackCodesArgs&);
+  void (*pack_columns)(const PackCodesArgs&);
+  void (*pool2d)(const Pool2dArgs&, const Post& post, int64_t out_w, int64_t begin, int64_t end);
+  void (*adaptive_avg_pool2d)(const AdaptivePoolArgs&, const Post& post, int64_t begin,
+                              int64_t end);
+  void (*interpolate)(const InterpolateArgs&, const InterpolateAxis& y, const InterpolateAxis& x,
+                      const Post& post, int64_t begin, int64_t end);
+  void (*from_nchw)(const float* x, int64_t channels, int64_t pixels, const Post& post, void* out,
+                    int64_t begin, int64_t end);
+  void (*to_nchw)(const Operand& x, int64_t channels, int64_t pixels, float* out, int64_t begin,
+                  int64_t end);
 };
 
 const KernelTable* kernel_table_scalar();

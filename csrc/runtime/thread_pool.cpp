@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -18,9 +20,37 @@ namespace {
 // True in a worker, and in a thread inside run(): nested calls are serial.
 thread_local bool t_inside = false;
 
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// The parts of a network follow each other within microseconds: waking a parked thread costs more.
+constexpr std::chrono::microseconds kSpin{100};
+
+// True once `done` is; false when it is time to park.
+template <class Done>
+bool spin(bool allowed, Done&& done) {
+  if (!allowed) return done();
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (done()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 class Workers {
  public:
-  explicit Workers(int count) : parts_(count + 1), owner_(getpid()) {
+  explicit Workers(int count)
+      : parts_(count + 1),
+        owner_(getpid()),
+        spins_(count < static_cast<int>(std::thread::hardware_concurrency())) {
     threads_.reserve(static_cast<size_t>(count));
     for (int i = 0; i < count; ++i) threads_.emplace_back([this, i] { loop(i + 1); });
   }
@@ -37,21 +67,26 @@ class Workers {
   pid_t owner() const { return owner_; }
 
   void run(int64_t n, Parallel::Body body, void* context) {
+    n_ = n;
+    body_ = body;
+    context_ = context;
+    error_ = nullptr;
+    pending_.store(parts_ - 1, std::memory_order_relaxed);
+    bool wake;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      n_ = n;
-      body_ = body;
-      context_ = context;
-      pending_ = parts_ - 1;
-      error_ = nullptr;
-      ++round_;
+      round_.fetch_add(1, std::memory_order_release);
+      wake = parked_ > 0;
     }
-    wake_.notify_all();
+    if (wake) wake_.notify_all();
     t_inside = true;
     part(0);
     t_inside = false;
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return pending_ == 0; });
+    const auto done = [this] { return pending_.load(std::memory_order_acquire) == 0; };
+    if (!spin(spins_, done)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, done);
+    }
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -71,26 +106,38 @@ class Workers {
     t_inside = true;
     uint64_t seen = 0;
     for (;;) {
-      {
+      const auto started = [&] {
+        return stop_.load(std::memory_order_relaxed) ||
+               round_.load(std::memory_order_acquire) != seen;
+      };
+      if (!spin(spins_, started)) {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || round_ != seen; });
-        if (stop_) return;
-        seen = round_;
+        ++parked_;
+        wake_.wait(lock, started);
+        --parked_;
       }
+      if (stop_.load(std::memory_order_relaxed)) return;
+      seen = round_.load(std::memory_order_acquire);
       part(index);
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (--pending_ == 0) done_.notify_one();
+      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        // Under the lock, so that a caller about to wait does not miss it.
+        const std::lock_guard<std::mutex> lock(mutex_);
+        done_.notify_one();
+      }
     }
   }
 
   const int64_t parts_;
   const pid_t owner_;
+  const bool spins_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  bool stop_ = false;
-  uint64_t round_ = 0;
-  int64_t n_ = 0, pending_ = 0;
+  std::atomic<bool> stop_{false};
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int64_t> pending_{0};
+  int64_t n_ = 0;
+  int parked_ = 0;
   Parallel::Body body_ = nullptr;
   void* context_ = nullptr;
   std::exception_ptr error_;

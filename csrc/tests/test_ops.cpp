@@ -143,7 +143,7 @@ void choose_numbers(Case& c, Random& random) {
   s.act.zero_point = random.in(-half, half - 1);
   s.activation = random.one_in(3) ? Activation::kNone : static_cast<Activation>(random.in(0, 6));
   s.out_dtype = static_cast<DType>(random.in(0, 1));
-  s.out = {0.05f, random.in(-8, 7), random.in(4, 8)};
+  s.out = {0.05f, random.in(-8, 7), random.one_in(2) ? 8 : random.in(4, 8)};
 }
 
 void choose_inputs(Case& c, Random& random) {

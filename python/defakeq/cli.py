@@ -1,4 +1,4 @@
-"""The command line: ``defakeq detect``, ``demo``, ``info`` and ``bench``."""
+"""The command line: ``defakeq detect``, ``demo``, ``data``, ``info`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -159,6 +159,23 @@ def bench(context: typer.Context) -> None:
     from defakeq.bench.cli import app as bench_app
 
     bench_app(args=context.args, prog_name="defakeq bench")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+@_named_errors
+def data(context: typer.Context) -> None:
+    """Make miniature data sets, and check data sets (`defakeq data --help`)."""
+    _quiet_opencv()
+    from defakeq.data.cli import app as data_app
+
+    data_app(args=context.args, prog_name="defakeq data")
 
 
 def main() -> None:

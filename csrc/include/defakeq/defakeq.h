@@ -5,5 +5,6 @@
 #include "defakeq/layer.h"
 #include "defakeq/ops.h"
 #include "defakeq/parallel.h"
+#include "defakeq/program.h"
 #include "defakeq/types.h"
 #include "defakeq/version.h"

@@ -52,13 +52,15 @@ class DEFAKEQ_API Program {
   const ProgramInfo& info() const;
 
   int threads() const;
+  // Plans the memory again. Throws std::invalid_argument unless 1 <= threads <= 1024.
   void set_threads(int threads);
 
-  // inputs[i]: [batch][shape of input i] float32, contiguous; outputs[i] the same.
+  // inputs[i]: [batch][shape of input i] float32, contiguous; outputs[i] the same, apart from the
+  // inputs.
   // node_seconds: [nodes], added to when not null.
   void run(const float* const* inputs, float* const* outputs, int64_t batch,
            double* node_seconds = nullptr);
-  // The same on threads that the caller lends.
+  // The same on threads that the caller lends; no more than threads() of them are used.
   void run(const float* const* inputs, float* const* outputs, int64_t batch, Parallel& parallel,
            double* node_seconds = nullptr);
 

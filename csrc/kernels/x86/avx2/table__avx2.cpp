@@ -1,4 +1,9 @@
+#include "kernels/simd/elementwise.h"
 #include "kernels/simd/gemm_f32.h"
+#include "kernels/simd/nchw.h"
+#include "kernels/simd/normalize.h"
+#include "kernels/simd/pack_codes.h"
+#include "kernels/simd/pool.h"
 #include "kernels/simd/rows.h"
 #include "kernels/x86/avx2/kernels.h"
 #include "kernels/x86/avx2/vec.h"
@@ -22,6 +27,20 @@ const KernelTable* kernel_table_avx2() {
       .to_f32 = simd::to_f32<Vec>,
       .abs_max = simd::abs_max<Vec>,
       .shuffle = avx2::shuffle,
+      .lookup = simd::lookup<Vec>,
+      .unary = simd::unary<Vec>,
+      .binary = simd::binary<Vec>,
+      .layer_norm = simd::layer_norm<Vec>,
+      .softmax = simd::softmax<Vec>,
+      .reduce = simd::reduce<Vec>,
+      .softmax_codes = simd::softmax_codes<Vec>,
+      .pack_rows = simd::pack_rows<Vec>,
+      .pack_columns = simd::pack_columns<Vec>,
+      .pool2d = simd::pool2d<Vec>,
+      .adaptive_avg_pool2d = simd::adaptive_avg_pool2d<Vec>,
+      .interpolate = simd::interpolate<Vec>,
+      .from_nchw = simd::from_nchw<Vec>,
+      .to_nchw = simd::to_nchw<Vec>,
   };
   return &kTable;
 }

@@ -1,6 +1,7 @@
 // Weight codes are the unsigned operand of vpdpbusd, the activations its signed one, broadcast from
 // memory; nothing saturates, so the accumulators are exact.
 #include <cstring>
+#include <limits>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
@@ -84,12 +85,47 @@ DQ_INLINE void store_units(const GemmS8Args& a, int64_t row, int col, int first,
   }
 }
 
-// int8 output without residual: what finish_acc does, with the packs doing the clamping.
-template <int R, int NB, bool kRelu>
-DQ_INLINE void finish_plain(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
-                            const __m512i (&acc)[R][NB]) {
-  const __m512 high = _mm512_set1_ps(a.post.high);
-  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
+// The epilogues that networks are made of; kGeneral stands for all others. kResidual: an int8
+// residual, with or without relu. kFloat: float32 output, maybe with a float32 residual.
+enum class Finish { kNone, kRelu, kResidual, kFloat, kGeneral };
+
+Finish finish_of(const GemmS8Args& a) {
+  const Post& post = a.post;
+  const bool relu = post.activation == Activation::kRelu;
+  if (a.row_scale != nullptr || a.row_bias != nullptr ||
+      (post.activation != Activation::kNone && !relu) || a.taps * a.steps * 4 > kLongestPaired) {
+    return Finish::kGeneral;
+  }
+  if (post.out_dtype == DType::kFloat32) {
+    return relu || (post.residual != nullptr && post.residual_dtype != DType::kFloat32)
+               ? Finish::kGeneral
+               : Finish::kFloat;
+  }
+  if (post.inv_scale != 1.0f || post.low != static_cast<float>(-128 - post.zero_point)) {
+    return Finish::kGeneral;
+  }
+  if (post.residual == nullptr) return relu ? Finish::kRelu : Finish::kNone;
+  return post.residual_dtype == DType::kInt8 ? Finish::kResidual : Finish::kGeneral;
+}
+
+DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
+  const int left = a.n - at;
+  return static_cast<__mmask16>(left >= kBlock ? 0xffff : (1 << left) - 1);
+}
+
+// What finish_acc does for one of them, with the packs doing the clamping.
+template <int R, int NB, Finish kFinish>
+DQ_INLINE void finish_tile(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
+                           const __m512i (&acc)[R][NB]) {
+  const Post& post = a.post;
+  const __m512 high = _mm512_set1_ps(post.high);
+  const __m512 floor =
+      _mm512_set1_ps(kFinish == Finish::kResidual && post.activation == Activation::kNone
+                         ? -std::numeric_limits<float>::infinity()
+                         : 0.0f);
+  const __m512 residual_scale = _mm512_set1_ps(post.residual_scale);
+  const __m512i residual_zero = _mm512_set1_epi32(post.residual_zero_point);
+  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
 #pragma GCC unroll 16
   for (int first = 0; first < R * NB; first += 4) {
     __m512i q[4];
@@ -100,13 +136,32 @@ DQ_INLINE void finish_plain(const GemmS8Args& a, const ZeroPairs& zero, int64_t 
         continue;
       }
       const int r = (first + i) / NB, b = (first + i) % NB;
-      __m512 y =
-          unit_value(a, acc[r][b], row_pair(a.row_sum[row + r]), zero.block[b], col + b * kBlock);
-      if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+      const int at = col + b * kBlock;
+      const int64_t from = (row + r) * post.residual_stride + at;
+      __m512 y = unit_value(a, acc[r][b], row_pair(a.row_sum[row + r]), zero.block[b], at);
+      if constexpr (kFinish == Finish::kFloat) {
+        const __mmask16 mask = lanes_left(a, at);
+        if (post.residual != nullptr) {
+          y = _mm512_fmadd_ps(
+              _mm512_maskz_loadu_ps(mask, static_cast<const float*>(post.residual) + from),
+              residual_scale, y);
+        }
+        _mm512_mask_storeu_ps(static_cast<float*>(a.out) + (row + r) * a.out_stride + at, mask, y);
+        continue;
+      }
+      if constexpr (kFinish == Finish::kResidual) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(
+            lanes_left(a, at), static_cast<const int8_t*>(post.residual) + from);
+        y = _mm512_fmadd_ps(
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes), residual_zero)),
+            residual_scale, y);
+      }
+      if constexpr (kFinish != Finish::kNone) y = _mm512_max_ps(y, floor);
       q[i] = Vec::rne(_mm512_min_ps(high, y));
     }
+    if constexpr (kFinish == Finish::kFloat) continue;
     __m512i bytes = pack_units(q, zero_point);
-    if (a.post.table != nullptr) bytes = Lookup(a.post.table)(bytes);
+    if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
     store_units<NB>(a, row, col, first, R, bytes);
   }
 }
@@ -120,10 +175,7 @@ template <int NB>
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
   const bool float_out = post.out_dtype == DType::kFloat32;
   __mmask16 masks[NB];
-  for (int b = 0; b < NB; ++b) {
-    const int left = a.n - col - b * kBlock;
-    masks[b] = static_cast<__mmask16>(left >= kBlock ? 0xffff : (1 << left) - 1);
-  }
+  for (int b = 0; b < NB; ++b) masks[b] = lanes_left(a, col + b * kBlock);
   for (int first = 0; first < rows * NB; first += 4) {
     __m512i q[4] = {};
 #pragma GCC unroll 4
@@ -172,16 +224,8 @@ template <int NB>
   }
 }
 
-bool plain_int8(const GemmS8Args& a) {
-  return a.post.out_dtype == DType::kInt8 && a.post.inv_scale == 1.0f &&
-         a.post.residual == nullptr && a.row_scale == nullptr && a.row_bias == nullptr &&
-         (a.post.activation == Activation::kNone || a.post.activation == Activation::kRelu) &&
-         a.post.low == static_cast<float>(-128 - a.post.zero_point) &&
-         a.taps * a.steps * 4 <= kLongestPaired;
-}
-
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, bool plain, int64_t row,
+DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, Finish how, int64_t row,
                     int first_block) {
   __m512i acc[R][NB];
 #pragma GCC unroll 16
@@ -217,24 +261,30 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, bool plain, int6
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
   const int col = first_block * kBlock;
-  if (!plain) {
-    __m512i all[R * NB];
-#pragma GCC unroll 16
-    for (int i = 0; i < R * NB; ++i) all[i] = acc[i / NB][i % NB];
-    finish_units<NB>(a, row, R, col, all);
-  } else if (a.post.activation == Activation::kRelu) {
-    finish_plain<R, NB, true>(a, zero, row, col, acc);
-  } else {
-    finish_plain<R, NB, false>(a, zero, row, col, acc);
+  switch (how) {
+    case Finish::kNone:
+      return finish_tile<R, NB, Finish::kNone>(a, zero, row, col, acc);
+    case Finish::kRelu:
+      return finish_tile<R, NB, Finish::kRelu>(a, zero, row, col, acc);
+    case Finish::kResidual:
+      return finish_tile<R, NB, Finish::kResidual>(a, zero, row, col, acc);
+    case Finish::kFloat:
+      return finish_tile<R, NB, Finish::kFloat>(a, zero, row, col, acc);
+    case Finish::kGeneral:
+      break;
   }
+  __m512i all[R * NB];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * NB; ++i) all[i] = acc[i / NB][i % NB];
+  finish_units<NB>(a, row, R, col, all);
 }
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
   const ZeroPairs zero(a, block * kBlock, NB);
-  const bool plain = plain_int8(a);
+  const Finish how = finish_of(a);
   simd::for_tiles<NB == 1 ? kTallRows : kTileRows>(
-      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, zero, plain, row, block); });
+      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, zero, how, row, block); });
 }
 
 }  // namespace

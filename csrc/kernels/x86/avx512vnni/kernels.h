@@ -13,5 +13,6 @@ void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, i
               int64_t length, int32_t* sums);
 void shuffle(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
              uint8_t* dst, int64_t dst_stride);
+void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
 
 }  // namespace defakeq::avx512vnni

@@ -1,0 +1,177 @@
+#pragma once
+
+#include <bit>
+#include <cmath>
+
+#include "kernels/node_args.h"
+#include "kernels/simd/blocks.h"
+
+namespace defakeq::simd {
+
+// ln x for x > 0 (NaN below, -inf at 0): x = m 2^e with m in [sqrt(1/2), sqrt(2)), and the series
+// of 2 atanh((m - 1) / (m + 1)), relative error below 2^-21.
+DQ_INLINE float log_of(float x) {
+  if (!(x > 0.0f)) return x == 0.0f ? -INFINITY : NAN;
+  if (x == INFINITY) return x;
+  float exponent = 0.0f;
+  if (x < 1.17549435e-38f) {
+    x *= 8388608.0f;
+    exponent = -23.0f;
+  }
+  int32_t bits = std::bit_cast<int32_t>(x);
+  const int32_t e = (bits - 0x3f3504f3) >> 23;
+  bits -= e * (1 << 23);
+  exponent += static_cast<float>(e);
+  const float m = std::bit_cast<float>(bits);
+  const float t = (m - 1.0f) / (m + 1.0f);
+  const float s = t * t;
+  float p = 2.0f / 9.0f;
+  p = std::fma(p, s, 2.0f / 7.0f);
+  p = std::fma(p, s, 2.0f / 5.0f);
+  p = std::fma(p, s, 2.0f / 3.0f);
+  p = std::fma(p, s, 2.0f);
+  return std::fma(exponent, 0.693147180559945f, p * t);
+}
+
+template <class V, class Fn>
+DQ_INLINE typename V::F by_lane(typename V::F x, Fn&& fn) {
+  float lanes[V::W];
+  V::store(lanes, x);
+  for (int i = 0; i < V::W; ++i) lanes[i] = fn(lanes[i]);
+  return V::load(lanes);
+}
+
+template <class V>
+DQ_INLINE typename V::F tanh(typename V::F x) {
+  using F = typename V::F;
+  const F one = V::set1(1.0f);
+  const F e = exp<V>(V::mul(V::abs(x), V::set1(-2.0f)));
+  return V::copysign(V::div(V::sub(one, e), V::add(one, e)), x);
+}
+
+template <class V>
+DQ_INLINE typename V::F apply_unary(UnaryFn fn, typename V::F x) {
+  using F = typename V::F;
+  const F zero = V::set1(0.0f), one = V::set1(1.0f);
+  switch (fn) {
+    case UnaryFn::kIdentity:
+      return x;
+    case UnaryFn::kRelu:
+      return V::max(x, zero);
+    case UnaryFn::kRelu6:
+      return V::min(V::max(x, zero), V::set1(6.0f));
+    case UnaryFn::kHardswish:
+      return hardswish<V>(x);
+    case UnaryFn::kSilu:
+      return V::mul(x, sigmoid<V>(x));
+    case UnaryFn::kGelu:
+      return gelu<V>(x);
+    case UnaryFn::kSigmoid:
+      return sigmoid<V>(x);
+    case UnaryFn::kTanh:
+      return tanh<V>(x);
+    case UnaryFn::kHardsigmoid:
+      return V::mul(V::min(V::max(V::add(x, V::set1(3.0f)), zero), V::set1(6.0f)),
+                    V::set1(1.0f / 6.0f));
+    case UnaryFn::kExp:
+      return exp<V>(x);
+    case UnaryFn::kLog:
+      return by_lane<V>(x, [](float v) { return log_of(v); });
+    case UnaryFn::kSqrt:
+      return by_lane<V>(x, [](float v) { return std::sqrt(v); });
+    case UnaryFn::kRsqrt:
+      return V::div(one, by_lane<V>(x, [](float v) { return std::sqrt(v); }));
+    case UnaryFn::kAbs:
+      return V::abs(x);
+    case UnaryFn::kNeg:
+      return V::mul(x, V::set1(-1.0f));
+    case UnaryFn::kSquare:
+      return V::mul(x, x);
+    case UnaryFn::kReciprocal:
+      return V::div(one, x);
+  }
+  return x;
+}
+
+template <class V>
+void unary(UnaryFn fn, const Operand& x, const Post& post, void* out, int64_t begin, int64_t end) {
+  for_blocks(end - begin, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> y;
+    load_block<V>(x, begin + c, n, y);
+    for (auto& part : y) part = apply_unary<V>(fn, part);
+    finish_block<V>(post, out, 0, 0, begin + c, n, y);
+  });
+}
+
+template <class V>
+DQ_INLINE typename V::F apply_binary(BinaryFn fn, typename V::F a, typename V::F b) {
+  switch (fn) {
+    case BinaryFn::kAdd:
+      return V::add(a, b);
+    case BinaryFn::kSub:
+      return V::sub(a, b);
+    case BinaryFn::kMul:
+      return V::mul(a, b);
+    case BinaryFn::kDiv:
+      return V::div(a, b);
+    case BinaryFn::kMax:
+      return V::max(a, b);
+    case BinaryFn::kMin:
+      return V::min(a, b);
+  }
+  return a;
+}
+
+// Sums of an int8 operand round once: fma(q - zero_point, scale, b).
+template <class V, bool kFusedSum>
+DQ_INLINE void binary_rows(const BinaryArgs& g, int64_t begin, int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  Operand a = g.a;
+  const typename V::F a_scale = V::set1(g.a.quantization.scale);
+  if constexpr (kFusedSum) a.quantization.scale = 1.0f;
+  for (int64_t r = begin; r < end; ++r) {
+    Block<V> one = {};
+    if (g.b_shape == Broadcast::kScalar || g.b_shape == Broadcast::kRow) {
+      load_block<V>(g.b, g.b_shape == Broadcast::kRow ? r : 0, 1, one);
+      float lane[kBlock];
+      V::store(lane, one[0]);
+      for (auto& part : one) part = V::set1(lane[0]);
+    }
+    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y, z;
+      load_block<V>(a, r * g.channels + c, n, y);
+      if (g.b_shape == Broadcast::kNone) {
+        load_block<V>(g.b, r * g.channels + c, n, z);
+      } else if (g.b_shape == Broadcast::kChannel) {
+        load_block<V>(g.b, c, n, z);
+      } else {
+        for (int i = 0; i < kParts; ++i) z[i] = one[i];
+      }
+      for (int i = 0; i < kParts; ++i) {
+        if constexpr (kFusedSum) {
+          if (g.fn == BinaryFn::kSub) z[i] = V::sub(V::set1(0.0f), z[i]);
+          y[i] = V::fma(y[i], a_scale, z[i]);
+        } else {
+          y[i] = apply_binary<V>(g.fn, y[i], z[i]);
+        }
+      }
+      finish_block<V>(g.post, g.out, g.channels, r, c, n, y);
+    });
+  }
+}
+
+template <class V>
+void binary(const BinaryArgs& g, int64_t begin, int64_t end) {
+  if (g.a.dtype == DType::kInt8 && (g.fn == BinaryFn::kAdd || g.fn == BinaryFn::kSub)) {
+    binary_rows<V, true>(g, begin, end);
+  } else {
+    binary_rows<V, false>(g, begin, end);
+  }
+}
+
+template <class V>
+void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = table[x[i] + 128];
+}
+
+}  // namespace defakeq::simd

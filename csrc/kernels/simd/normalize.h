@@ -1,0 +1,189 @@
+// Normalizations over rows. Sums run in 16 lanes whatever the vector width.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/node_args.h"
+#include "kernels/simd/blocks.h"
+
+namespace defakeq::simd {
+
+template <class V>
+void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  const float inv_count = 1.0f / static_cast<float>(g.count);
+  const float absent = static_cast<float>(g.count - g.channels);
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t from = g.row_index != nullptr ? g.row_index[r] : r;
+    if (from < 0) {
+      for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+        Block<V> y;
+        for (auto& part : y) part = V::set1(0.0f);
+        finish_block<V>(post, g.out.data, g.channels, r, c, n, y);
+      });
+      continue;
+    }
+    const int64_t at = from * g.channels;
+    Block<V> acc;
+    for (auto& part : acc) part = V::set1(0.0f);
+    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> x;
+      load_block<V>(g.x, at + c, n, x);
+      for (int i = 0; i < kParts; ++i) acc[i] = V::add(acc[i], x[i]);
+    });
+    const float mean = sum_lanes<V>(acc) * inv_count;
+    const typename V::F vmean = V::set1(mean);
+    for (auto& part : acc) part = V::set1(0.0f);
+    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> d;
+      load_block<V>(g.x, at + c, n, d);
+      for (auto& part : d) part = V::sub(part, vmean);
+      keep_lanes<V>(n, 0.0f, d);
+      for (int i = 0; i < kParts; ++i) acc[i] = V::fma(d[i], d[i], acc[i]);
+    });
+    const float variance = (sum_lanes<V>(acc) + absent * (mean * mean)) * inv_count;
+    const typename V::F inv_std = V::set1(1.0f / std::sqrt(variance + g.eps));
+    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y;
+      load_block<V>(g.x, at + c, n, y);
+      for (auto& part : y) part = V::mul(V::sub(part, vmean), inv_std);
+      if (g.gamma != nullptr || g.beta != nullptr) {
+        Block<V> gamma, beta;
+        for (int i = 0; i < kParts; ++i) {
+          gamma[i] = V::set1(1.0f);
+          beta[i] = V::set1(0.0f);
+        }
+        if (g.gamma != nullptr) load_block<V>({g.gamma, DType::kFloat32, {}}, c, n, gamma);
+        if (g.beta != nullptr) load_block<V>({g.beta, DType::kFloat32, {}}, c, n, beta);
+        for (int i = 0; i < kParts; ++i) y[i] = V::fma(y[i], gamma[i], beta[i]);
+      }
+      finish_block<V>(post, g.out.data, g.channels, r, c, n, y);
+    });
+  }
+}
+
+template <class V>
+DQ_INLINE float max_lanes(const Block<V>& y) {
+  float lanes[kBlock];
+  for (int i = 0; i < kBlock / V::W; ++i) V::store(lanes + i * V::W, y[i]);
+  for (int half = kBlock / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    }
+  }
+  return lanes[0];
+}
+
+template <class V>
+void softmax(const Operand& x, int64_t channels, const Post& post, void* out, int64_t begin,
+             int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  for (int64_t r = begin; r < end; ++r) {
+    Block<V> acc;
+    for (auto& part : acc) part = V::set1(-INFINITY);
+    for_blocks(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y;
+      load_block<V>(x, r * channels + c, n, y);
+      keep_lanes<V>(n, -INFINITY, y);
+      for (int i = 0; i < kParts; ++i) acc[i] = V::max(y[i], acc[i]);
+    });
+    const typename V::F top = V::set1(max_lanes<V>(acc));
+    for (auto& part : acc) part = V::set1(0.0f);
+    for_blocks(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y;
+      load_block<V>(x, r * channels + c, n, y);
+      for (auto& part : y) part = exp<V>(V::sub(part, top));
+      keep_lanes<V>(n, 0.0f, y);
+      for (int i = 0; i < kParts; ++i) acc[i] = V::add(acc[i], y[i]);
+    });
+    const typename V::F inv = V::set1(1.0f / sum_lanes<V>(acc));
+    for_blocks(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y;
+      load_block<V>(x, r * channels + c, n, y);
+      for (auto& part : y) part = V::mul(exp<V>(V::sub(part, top)), inv);
+      finish_block<V>(post, out, channels, r, c, n, y);
+    });
+  }
+}
+
+template <class V>
+void reduce(ReduceFn fn, const Operand& x, int64_t channels, const Post& post, void* out,
+            int64_t begin, int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  for (int64_t r = begin; r < end; ++r) {
+    Block<V> acc;
+    for (auto& part : acc) part = V::set1(fn == ReduceFn::kMax ? -INFINITY : 0.0f);
+    for_blocks(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+      Block<V> y;
+      load_block<V>(x, r * channels + c, n, y);
+      if (fn == ReduceFn::kMax) keep_lanes<V>(n, -INFINITY, y);
+      for (int i = 0; i < kParts; ++i) {
+        acc[i] = fn == ReduceFn::kMax  ? V::max(y[i], acc[i])
+                 : fn == ReduceFn::kL2 ? V::fma(y[i], y[i], acc[i])
+                                       : V::add(acc[i], y[i]);
+      }
+    });
+    float value = fn == ReduceFn::kMax ? max_lanes<V>(acc) : sum_lanes<V>(acc);
+    if (fn == ReduceFn::kMean) value *= 1.0f / static_cast<float>(channels);
+    if (fn == ReduceFn::kL2) value = std::sqrt(value);
+    Block<V> y;
+    for (auto& part : y) part = V::set1(value);
+    finish_block<V>(post, out, 1, r, 0, 1, y);
+  }
+}
+
+// From kBlock - n on: n times 0, then -inf.
+alignas(64) inline constexpr float kTailLanes[2 * kBlock] = {
+    0,         0,         0,         0,         0,         0,         0,         0,
+    0,         0,         0,         0,         0,         0,         0,         0,
+    -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY,
+    -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
+
+// Returns the sum of the codes p.
+template <class V>
+int32_t softmax_codes(const SoftmaxCodesArgs& g) {
+  constexpr int kParts = kBlock / V::W;
+  const typename V::F alpha = V::set1(g.alpha);
+  Block<V> acc;
+  for (auto& part : acc) part = V::set1(-INFINITY);
+  for_blocks(g.n, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> s, bias, mask;
+    for (int i = 0; i < kParts; ++i) {
+      s[i] = V::load(g.scores + c + i * V::W);
+      bias[i] = V::set1(0.0f);
+    }
+    if (g.bias != nullptr) load_block<V>({g.bias, DType::kFloat32, {}}, c, n, bias);
+    for (int i = 0; i < kParts; ++i) s[i] = V::fma(s[i], alpha, bias[i]);
+    if (g.mask != nullptr) {
+      load_block<V>({g.mask, DType::kFloat32, {}}, c, n, mask);
+      for (int i = 0; i < kParts; ++i) s[i] = V::add(s[i], mask[i]);
+    }
+    if (n < kBlock) {
+      // whatever stands behind the row becomes -inf or NaN: no maximum, and no code above 0
+      for (int i = 0; i < kParts; ++i) {
+        s[i] = V::add(s[i], V::load(kTailLanes + kBlock - n + i * V::W));
+      }
+    }
+    for (int i = 0; i < kParts; ++i) {
+      V::store(g.scores + c + i * V::W, s[i]);
+      acc[i] = V::max(s[i], acc[i]);
+    }
+  });
+  const typename V::F top = V::set1(max_lanes<V>(acc));
+  typename V::I sum = V::set1_i(0);
+  for_blocks(g.n, [&](int64_t c, int) __attribute__((always_inline)) {
+    for (int i = 0; i < kParts; ++i) {
+      const typename V::F e = exp<V>(V::sub(V::load(g.scores + c + i * V::W), top));
+      const typename V::I p = V::rne(V::mul(e, V::set1(255.0f)));
+      sum = V::add_i(sum, p);
+      V::store_s8(g.codes + c + i * V::W, V::sub_i(p, V::set1_i(128)));
+    }
+  });
+  float lanes[V::W];
+  V::store(lanes, V::to_f(sum));
+  float total = 0.0f;  // at most 255 * 2^16: exact
+  for (float lane : lanes) total += lane;
+  return static_cast<int32_t>(total);
+}
+
+}  // namespace defakeq::simd

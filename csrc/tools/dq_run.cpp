@@ -1,0 +1,241 @@
+// Runs a .dfq program on a .npy array, without Python.
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "defakeq/program.h"
+
+static_assert(std::endian::native == std::endian::little, "arrays are read in place");
+
+namespace {
+
+using defakeq::NodeInfo;
+using defakeq::Program;
+using Clock = std::chrono::steady_clock;
+
+constexpr char kUsage[] =
+    "usage: dq_run model.dfq input.npy [--threads N] [--repeat N] [--bench] [--profile]\n"
+    "              [--output out.npy]\n"
+    "input.npy: float32, C order, [batch, ...] of the program's one input\n";
+
+struct Options {
+  std::string model, input, output;
+  int threads = 1, repeat = 1;
+  bool bench = false, profile = false;
+};
+
+struct Array {
+  std::vector<int64_t> shape;
+  std::vector<float> data;
+};
+
+[[noreturn]] void bad(const std::string& field, const std::string& found,
+                      const std::string& accepted) {
+  throw std::runtime_error(field + ": found " + found + "; accepted is " + accepted);
+}
+
+std::string text(const std::vector<int64_t>& shape) {
+  std::string out = "[";
+  for (const int64_t size : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(size);
+  return out + "]";
+}
+
+int count_of(const std::string& option, const std::string& value) {
+  char* end = nullptr;
+  const long count = std::strtol(value.c_str(), &end, 10);
+  if (value.empty() || *end != '\0' || count < 1 || count > 1000000) {
+    bad(option, "'" + value + "'", "1 to 1000000");
+  }
+  return static_cast<int>(count);
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  std::vector<std::string> files;
+  for (int i = 1; i < argc; ++i) {
+    const std::string option = argv[i];
+    const auto value = [&]() -> std::string {
+      if (i + 1 == argc) bad(option, "nothing", "a value");
+      return argv[++i];
+    };
+    if (option == "--threads") {
+      o.threads = count_of(option, value());
+    } else if (option == "--repeat") {
+      o.repeat = count_of(option, value());
+    } else if (option == "--bench") {
+      o.bench = true;
+    } else if (option == "--profile") {
+      o.profile = true;
+    } else if (option == "--output") {
+      o.output = value();
+    } else if (option.rfind("--", 0) == 0) {
+      bad("option", option, "--threads, --repeat, --bench, --profile, --output");
+    } else {
+      files.push_back(option);
+    }
+  }
+  if (files.size() != 2) bad("arguments", std::to_string(files.size()) + " files", "two");
+  o.model = files[0];
+  o.input = files[1];
+  return o;
+}
+
+// The value after 'key': in the header of a .npy file.
+std::string entry(const std::string& path, const std::string& header, const std::string& key) {
+  const size_t at = header.find("'" + key + "':");
+  if (at == std::string::npos) bad(path, "no " + key, "a .npy file");
+  const size_t begin = header.find_first_not_of(' ', at + key.size() + 3);
+  if (begin == std::string::npos) bad(path, "no " + key, "a .npy file");
+  const size_t end = header[begin] == '(' ? header.find(')', begin) : header.find(',', begin);
+  return header.substr(begin, end == std::string::npos ? end : end - begin);
+}
+
+Array read_npy(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) bad(path, "no readable file", "a .npy file");
+  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (bytes.size() < 12 || bytes.compare(0, 6, "\x93NUMPY") != 0) {
+    bad(path, "another format", "a .npy file");
+  }
+  const int version = static_cast<uint8_t>(bytes[6]);
+  size_t length = 0;
+  const size_t length_bytes = version == 1 ? 2 : 4;
+  std::memcpy(&length, bytes.data() + 8, length_bytes);
+  const size_t start = 8 + length_bytes;
+  if (version > 3 || length > bytes.size() - start) bad(path, "a broken header", "a .npy file");
+  const std::string header = bytes.substr(start, length);
+  const std::string type = entry(path, header, "descr");
+  if (type != "'<f4'") bad(path, "type " + type, "'<f4', little-endian float32");
+  if (entry(path, header, "fortran_order") != "False") bad(path, "Fortran order", "C order");
+  Array array;
+  const std::string shape = entry(path, header, "shape");
+  const size_t payload = bytes.size() - start - length;
+  size_t count = 1;
+  for (size_t at = 1; at < shape.size();) {
+    char* end = nullptr;
+    const long long size = std::strtoll(shape.c_str() + at, &end, 10);
+    if (end == shape.c_str() + at) break;
+    if (size < 0 || (size > 0 && count > payload / static_cast<size_t>(size))) {
+      bad(path, "shape " + shape, "a shape that the file holds");
+    }
+    array.shape.push_back(size);
+    count *= static_cast<size_t>(size);
+    at = static_cast<size_t>(end - shape.c_str());
+    while (at < shape.size() && (shape[at] == ',' || shape[at] == ' ')) ++at;
+  }
+  if (payload != count * sizeof(float)) {
+    bad(path, std::to_string(payload) + " bytes", std::to_string(count) + " values of 4 bytes");
+  }
+  array.data.resize(count);
+  if (count > 0) std::memcpy(array.data.data(), bytes.data() + start + length, payload);
+  return array;
+}
+
+void write_npy(const std::string& path, const Array& array) {
+  std::string shape = "(";
+  for (const int64_t size : array.shape) shape += std::to_string(size) + ", ";
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + "), }";
+  header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 11, ' ');
+  header += '\n';
+  const auto length = static_cast<uint16_t>(header.size());
+  std::ofstream file(path, std::ios::binary);
+  file.write("\x93NUMPY\x01\x00", 8);
+  file.write(reinterpret_cast<const char*>(&length), 2);
+  file << header;
+  file.write(reinterpret_cast<const char*>(array.data.data()),
+             static_cast<std::streamsize>(array.data.size() * sizeof(float)));
+  if (!file) bad(path, "a file that cannot be written", "a writable path");
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void print_profile(const Program& program, const std::vector<double>& seconds, double images) {
+  double total = 0;
+  for (const double s : seconds) total += s;
+  std::printf("%-32s %-20s %-18s %10s %7s %9s\n", "node", "op", "shape", "us", "share", "GMAC/s");
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    const NodeInfo& node = program.nodes()[i];
+    const double each = seconds[i] / images;
+    std::printf("%-32s %-20s %-18s %10.2f %6.1f%% %9.1f\n", node.name.c_str(), node.op.c_str(),
+                text(node.shape).c_str(), each * 1e6, total > 0 ? 100 * seconds[i] / total : 0.0,
+                each > 0 ? static_cast<double>(node.macs) / each * 1e-9 : 0.0);
+  }
+}
+
+void run(const Options& o) {
+  Program program = Program::load(o.model, o.threads);
+  const Array x = read_npy(o.input);
+  if (program.inputs().size() != 1) {
+    bad(o.model, std::to_string(program.inputs().size()) + " inputs", "a program with one");
+  }
+  std::vector<int64_t> accepted = program.inputs()[0].shape;
+  if (x.shape.size() != accepted.size() + 1 ||
+      !std::equal(accepted.begin(), accepted.end(), x.shape.begin() + 1)) {
+    bad(o.input, "shape " + text(x.shape), "[batch] + " + text(accepted));
+  }
+  const int64_t batch = x.shape[0];
+  std::vector<Array> results;
+  for (const auto& port : program.outputs()) {
+    Array y;
+    y.shape = port.shape;
+    y.shape.insert(y.shape.begin(), batch);
+    size_t count = 1;
+    for (const int64_t size : y.shape) count *= static_cast<size_t>(size);
+    y.data.resize(count);
+    results.push_back(std::move(y));
+  }
+  std::vector<float*> out;
+  for (Array& y : results) out.push_back(y.data.data());
+  const float* in[] = {x.data.data()};
+  std::vector<double> seconds(program.nodes().size()), times;
+  if (o.bench) program.run(in, out.data(), batch);
+  for (int i = 0; i < o.repeat; ++i) {
+    const Clock::time_point start = Clock::now();
+    program.run(in, out.data(), batch, o.profile ? seconds.data() : nullptr);
+    times.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  if (o.profile) print_profile(program, seconds, static_cast<double>(batch) * o.repeat);
+  if (o.bench) {
+    const auto& info = program.info();
+    std::printf("read %.1f ms, packed in %.1f ms; weights %.2f MB, arena %.2f MB; %.3f ms a run\n",
+                info.read_seconds * 1e3, info.pack_seconds * 1e3,
+                static_cast<double>(info.packed_bytes) * 1e-6,
+                static_cast<double>(info.arena_bytes) * 1e-6, median(times) * 1e3);
+  }
+  constexpr size_t kShown = 16;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Array& y = results[i];
+    std::printf("%s %s:", program.outputs()[i].name.c_str(), text(y.shape).c_str());
+    for (size_t k = 0; k < std::min(kShown, y.data.size()); ++k) std::printf(" %.9g", y.data[k]);
+    std::printf(y.data.size() > kShown ? " ...\n" : "\n");
+  }
+  if (!o.output.empty()) write_npy(o.output, results[0]);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2 || std::string(argv[1]) == "--help") {
+    std::fputs(kUsage, argc < 2 ? stderr : stdout);
+    return argc < 2 ? 2 : 0;
+  }
+  try {
+    run(parse(argc, argv));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "dq_run: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

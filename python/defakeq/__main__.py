@@ -1,0 +1,5 @@
+"""``python -m defakeq`` is the command line."""
+
+from defakeq.cli import main
+
+main()

@@ -1,0 +1,341 @@
+"""Which channels of a model can go together, and plans that drop half of them.
+
+The model's exported graph is run on channel numbers instead of values: each output channel of a
+layer gets a number, data movement moves numbers, and where an operation meets two numbers (a
+residual sum, a gate) their channels are tied: they go or stay together. Attention ties all channels
+of a head. A channel that is dropped is zero wherever it appears, in constants added to it too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from defakeq.plan import LayerPlan, QuantPlan, quantizable_layers
+
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can be dropped in units.
+
+    Attributes:
+        units: for each unit, the output channels of each layer that go with it, by layer.
+    """
+
+    units: tuple[dict[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How the channels of a model hang together.
+
+    Attributes:
+        groups: what can be dropped.
+        outputs: for each layer, each output's tie: channels of the same tie go together.
+        inputs: the same for each input; -1 for inputs that are no layer's output. Grouped
+            convolutions have none.
+    """
+
+    groups: tuple[Group, ...]
+    outputs: dict[str, tuple[int, ...]]
+    inputs: dict[str, tuple[int, ...]]
+
+
+def analyse(model: nn.Module, example: Tensor) -> Channels:
+    """Finds the ties between the channels of a model's Conv2d and Linear layers.
+
+    Args:
+        model: in evaluation mode; only looked at.
+        example: what it is called with, a batch of one.
+
+    Raises:
+        ValueError: an operation, a layer or a use of channels that is not understood, by name.
+    """
+    exported = torch.export.export(model, (example,))
+    return _Analysis(exported).run()
+
+
+def half_plan(
+    model: nn.Module,
+    example: Tensor,
+    bits: int = 4,
+    fraction: float = 0.5,
+    half_out: float = 0.02,
+) -> QuantPlan:
+    """A plan that drops a part of every group of channels, those of the smallest weights.
+
+    Args:
+        model: in evaluation mode; only looked at.
+        example: what it is called with, a batch of one.
+        bits: width of the weights.
+        fraction: of the units of a group that go. What stays is a multiple of 8 in groups of at
+            least 16 channels, and at least one unit; attention loses whole heads.
+        half_out: part of each layer's kept outputs that is in half precision.
+
+    Raises:
+        ValueError: a wrong number, or a model that cannot be analysed; the message says where.
+    """
+    for name, value in (("fraction", fraction), ("half_out", half_out)):
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}: found {value}; accepted is 0 to less than 1")
+    channels = analyse(model, example)
+    strength = {name: _strength(module) for name, module in quantizable_layers(model).items()}
+    gone: dict[str, set[int]] = defaultdict(set)
+    for group in channels.groups:
+        for unit in _weakest(group, strength, fraction):
+            for name, outs in unit.items():
+                gone[name].update(outs)
+    dead = {channels.outputs[name][out] for name, outs in gone.items() for out in outs}
+    layers = {}
+    for name, module in quantizable_layers(model).items():
+        if name not in channels.outputs:
+            continue
+        keep_out = [c for c in range(len(channels.outputs[name])) if c not in gone[name]]
+        ties = channels.inputs.get(name, ())
+        keep_in = [c for c, tie in enumerate(ties) if tie not in dead]
+        count = round(half_out * len(keep_out))
+        strongest = sorted(keep_out, key=lambda c: (-strength[name][c], c))[:count]
+        groups = int(getattr(module, "groups", 1))
+        layers[name] = LayerPlan(
+            bits=bits,
+            keep_out=tuple(keep_out) if len(keep_out) < len(channels.outputs[name]) else None,
+            keep_in=tuple(keep_in) if groups == 1 and len(keep_in) < len(ties) else None,
+            half_out=tuple(strongest) or None,
+        )
+    plan = QuantPlan(layers)
+    plan.validate(model)
+    return plan
+
+
+def _strength(module: nn.Module) -> Any:
+    """The norm of each output's weights, relative to the layer's mean."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    norms = weight.detach().flatten(1).double().norm(dim=1).numpy()
+    return norms / max(float(norms.mean()), 1e-30)
+
+
+def _weakest(group: Group, strength: dict[str, Any], fraction: float) -> list[dict[str, Any]]:
+    count = len(group.units)
+    keep = count - int(count * fraction)
+    if count >= 2 * _MULTIPLE and fraction > 0:
+        keep = max(_MULTIPLE, int(keep + _MULTIPLE / 2) // _MULTIPLE * _MULTIPLE)
+
+    def score(index: int) -> float:
+        unit = group.units[index]
+        values = [float(np.mean(strength[name][list(outs)])) for name, outs in unit.items()]
+        return float(np.mean(values))
+
+    order = sorted(range(count), key=lambda index: (-score(index), index))
+    return [group.units[index] for index in order[max(1, keep) :]]
+
+
+# Operations, by their name without the overload.
+_MOVES = {
+    "view", "reshape", "permute", "transpose", "flatten", "unsqueeze", "squeeze", "expand", "roll",
+    "select", "slice", "cat", "repeat", "clone", "contiguous", "unbind", "split", "chunk", "alias",
+    "detach", "split_with_sizes", "unflatten", "stack", "pad", "t", "movedim", "flip",
+    "pixel_unshuffle", "pixel_shuffle",
+}  # fmt: skip
+_KEEPS = {
+    "relu", "relu_", "relu6", "hardswish", "hardswish_", "silu", "silu_", "gelu", "sigmoid", "tanh",
+    "hardsigmoid", "hardtanh", "hardtanh_", "batch_norm", "_native_batch_norm_legit_no_training",
+    "layer_norm", "dropout", "clamp", "neg", "abs", "leaky_relu", "to", "_to_copy",
+}  # fmt: skip
+_MEETS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum"}
+_POOLS = {
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+}  # fmt: skip
+
+
+class _Analysis:
+    def __init__(self, exported: Any):
+        self.graph: fx.Graph = exported.graph_module.graph
+        signature = exported.graph_signature
+        self.parameters: dict[str, str] = dict(signature.inputs_to_parameters)
+        self.parent = [0]
+        self.frozen: set[int] = set()
+        self.outputs: dict[str, list[int]] = {}
+        self.inputs: dict[str, list[int]] = {}
+
+    def find(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def tie(self, a: int, b: int) -> None:
+        self.parent[self.find(b)] = self.find(a)
+
+    def fresh(self, count: int) -> list[int]:
+        first = len(self.parent)
+        self.parent.extend(range(first, first + count))
+        return list(range(first, first + count))
+
+    def run(self) -> Channels:
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "output":
+                for value in torch.utils._pytree.tree_leaves(
+                    fx.node.map_arg(node.args, values.get)
+                ):
+                    if isinstance(value, Tensor):
+                        self.frozen.update(value.unique().tolist())
+            elif node.op == "placeholder" or node.op == "get_attr":
+                shape = getattr(node.meta.get("val"), "shape", None)
+                values[node] = None if shape is None else _zeros(shape)
+            elif node.op == "call_function":
+                values[node] = self.call(node, values)
+        return self.result()
+
+    def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        mapped: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        args: tuple[Any, ...] = tuple(mapped[0])
+        kwargs: dict[str, Any] = dict(mapped[1])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        found = [
+            value
+            for value in torch.utils._pytree.tree_leaves((args, kwargs))
+            if isinstance(value, Tensor)
+        ]
+        target: Any = node.target
+        name = str(getattr(target, "_schema", target)).split("(")[0].split("::")[-1].split(".")[0]
+        if name in ("conv2d", "linear"):
+            return self.layer(node, name, args, kwargs)
+        if not any(bool(value.any()) for value in found):
+            return torch.utils._pytree.tree_map(
+                lambda value: _zeros(value.shape) if isinstance(value, Tensor) else value,
+                node.meta.get("val"),
+            )
+        if name in _MOVES:
+            return target(*args, **kwargs)
+        if name in _KEEPS:
+            return args[0]
+        if name in _MEETS:
+            return self.meet(node, [value for value in args[:2] if isinstance(value, Tensor)])
+        if name in _POOLS:
+            return self.common(node, args[0], (-2, -1)).expand(node.meta["val"].shape)
+        if name in ("mean", "sum", "amax"):
+            dims = tuple(args[1]) if len(args) > 1 else tuple(range(args[0].dim()))
+            keepdim = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+            value = self.common(node, args[0], dims)
+            return value if keepdim else value.reshape(node.meta["val"].shape)
+        if name == "scaled_dot_product_attention":
+            return self.attention(node, args[0], args[1], args[2])
+        raise ValueError(
+            f"model: found operation {name!r} ({node.name}) on channels; accepted is convolutions, "
+            "linear layers, attention, elementwise operations, pooling, and data movement"
+        )
+
+    def layer(
+        self, node: fx.Node, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        source: Any = node.args[1]
+        full = self.parameters.get(source.name, "")
+        name, _, leaf = full.rpartition(".")
+        if leaf != "weight":
+            raise ValueError(
+                f"model: found {kind} ({node.name}) whose weight is no layer's parameter; accepted "
+                "is Conv2d and Linear modules"
+            )
+        if name in self.outputs:
+            raise ValueError(f"layer {name!r}: found a second call of it; accepted is one")
+        x, weight = args[0], source.meta["val"]
+        shape = node.meta["val"].shape
+        dim = 1 if kind == "conv2d" else x.dim() - 1
+        others = tuple(d for d in range(x.dim()) if d != dim)
+        ties = self.common(node, x, others).flatten().tolist() if others else x.tolist()
+        groups = (args[6] if len(args) > 6 else kwargs.get("groups", 1)) if kind == "conv2d" else 1
+        if groups == 1:
+            self.inputs[name] = ties
+            self.outputs[name] = self.fresh(weight.shape[0])
+        elif groups == len(ties) == weight.shape[0]:
+            own = self.fresh(weight.shape[0])
+            for number, tie in zip(own, ties, strict=True):
+                if tie:
+                    self.tie(number, tie)
+                else:
+                    self.frozen.add(number)
+            self.outputs[name] = own
+        else:
+            raise ValueError(
+                f"layer {name!r}: found {groups} groups of {weight.shape[1]} inputs; accepted is "
+                "one group, or depthwise with as many outputs as inputs"
+            )
+        view = [1] * len(shape)
+        view[dim] = -1
+        return torch.tensor(self.outputs[name]).reshape(view).expand(shape)
+
+    def common(self, node: fx.Node, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """The one number along `dims`, which stay with length 1; different ones are tied."""
+        top = x.amax(dims, keepdim=True)
+        other = (x != 0) & (x != top)
+        if bool(other.any()):
+            pairs = torch.stack([x[other], top.expand(x.shape)[other]], 1).unique(dim=0).tolist()
+            for a, b in pairs:
+                if self.find(a) != self.find(b):
+                    self.frozen.update((a, b))
+                    self.tie(a, b)
+        return top
+
+    def pairs(self, a: Tensor, b: Tensor) -> None:
+        both = (a != b) & (a != 0) & (b != 0)
+        if bool(both.any()):
+            for first, second in torch.stack([a[both], b[both]], 1).unique(dim=0).tolist():
+                self.tie(first, second)
+
+    def meet(self, node: fx.Node, values: list[Tensor]) -> Tensor:
+        if len(values) == 1:
+            return values[0]
+        a, b = torch.broadcast_tensors(*values)
+        self.pairs(a, b)
+        return torch.where(a != 0, a, b)
+
+    def attention(self, node: fx.Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dim() != 4 or q.shape[1] != v.shape[1]:
+            raise ValueError(
+                f"model: found attention ({node.name}) of shape {tuple(q.shape)}; accepted is "
+                "(batch, heads, tokens, channels) with as many heads everywhere"
+            )
+        for head in range(q.shape[1]):
+            numbers = torch.cat([part[:, head].flatten().unique() for part in (q, k, v)]).tolist()
+            if 0 in numbers:
+                self.frozen.update(numbers)
+            for number in numbers:
+                if number:
+                    self.tie(next(n for n in numbers if n), number)
+        values = self.common(node, v, (2,))
+        return values.expand(*q.shape[:-1], v.shape[-1])
+
+    def result(self) -> Channels:
+        units: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        outputs = {}
+        for name, numbers in self.outputs.items():
+            outputs[name] = tuple(self.find(number) for number in numbers)
+            for channel, tie in enumerate(outputs[name]):
+                units[tie][name].append(channel)
+        frozen = {self.find(number) for number in self.frozen}
+        groups: dict[tuple[tuple[str, int], ...], list[dict[str, tuple[int, ...]]]]
+        groups = defaultdict(list)
+        for tie, unit in units.items():
+            if tie not in frozen:
+                kind = tuple((name, len(channels)) for name, channels in unit.items())
+                groups[kind].append({name: tuple(channels) for name, channels in unit.items()})
+        inputs = {
+            name: tuple(self.find(number) if number else -1 for number in numbers)
+            for name, numbers in self.inputs.items()
+        }
+        return Channels(tuple(Group(tuple(g)) for g in groups.values()), outputs, inputs)
+
+
+def _zeros(shape: Any) -> Tensor:
+    return torch.zeros((), dtype=torch.long).expand(tuple(int(n) for n in shape))

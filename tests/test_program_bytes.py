@@ -1,0 +1,180 @@
+"""The runtime gives the oracle's bytes for every kind of node, on every ISA and thread count."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from program_builder import Builder
+
+from defakeq_kernels import _core, dfq, reference_program
+from defakeq_kernels.quantize import ActQuant
+
+runtime = pytest.importorskip("defakeq_kernels.runtime")
+
+THREADS = (1, 2, 3)
+Q = ActQuant.static(-3, 3)
+OTHER = ActQuant.static(-1, 5, 6)
+KINDS = (None, Q)
+
+
+def unary(b, q, out):
+    x = b.input((5, 7, 37), q)
+    for fn in reference_program.UNARY:
+        b.output(b.node("unary", [x], (5, 7, 37), out, fn=fn))
+
+
+def binary(b, q, out):
+    x = b.input((9, 37), q)
+    y = b.input((9, 37), OTHER)
+    others = [y] + [
+        b.constant(b.rng.uniform(0.5, 2, shape).astype(np.float32))
+        for shape in ((37,), (1,), (9, 1))
+    ]
+    for fn in reference_program.BINARY:
+        for activation in ("none", "relu", "gelu"):
+            for other in others:
+                ends = {"fn": fn, "activation": activation}
+                b.output(b.node("binary", [x, other], (9, 37), out, **ends))
+
+
+def convert(b, q, out):
+    x = b.input((6, 5, 21), q, "nchw")
+    b.output(b.node("convert", [x], (6, 5, 21), out), "nchw")
+
+
+def layer_norm(b, q, out):
+    for channels in (1, 16, 37, 70):
+        x = b.input((6, channels), q)
+        rows = b.tensor(np.array([3, -1, 0, 5, 4, 1, 2], np.int32))
+        gamma = b.tensor(b.rng.standard_normal(channels).astype(np.float32))
+        options = {"eps": 1e-5, "count": channels + 2}
+        b.output(b.node("layer_norm", [x], (6, channels), out, **options))
+        beta = b.tensor(b.rng.standard_normal(channels).astype(np.float32))
+        options |= {"gamma": gamma, "beta": beta, "rows": rows}
+        b.output(b.node("layer_norm", [x], (7, channels), out, **options))
+
+
+def rows(b, q, out):
+    x = b.input((6, 37), q)
+    b.output(b.node("softmax", [x], (6, 37), out))
+    for fn in ("mean", "sum", "max", "l2"):
+        b.output(b.node("reduce", [x], (6, 1), out, fn=fn))
+    b.output(b.node("mean_rows", [x], (37,), out))
+
+
+def pooling(b, q, out):
+    x = b.input((9, 8, 70), q, "nchw")
+    b.output(b.node("adaptive_avg_pool2d", [x], (4, 3, 70), out, size=[4, 3]), "nchw")
+    for whole in (False, True):
+        geometry = {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]}
+        geometry |= {"ceil_mode": whole, "count_include_pad": whole}
+        size = (5, 5, 70) if whole else (5, 4, 70)
+        b.output(b.node("pool2d", [x], size, q, mode="max", **geometry), "nchw")
+        b.output(b.node("pool2d", [x], size, out, mode="avg", **geometry), "nchw")
+
+
+def interpolate(b, q, out):
+    x = b.input((7, 5, 21), q, "nchw")
+    for mode, corners in (("nearest", False), ("bilinear", False), ("bilinear", True)):
+        scale = [6 / 10, 4 / 8] if corners else [7 / 11, 5 / 9]
+        options = {"mode": mode, "align_corners": corners, "scale": scale, "size": [11, 9]}
+        b.output(b.node("interpolate", [x], (11, 9, 21), out, **options), "nchw")
+
+
+def products(b, q, out):
+    heads, dim, tokens = 3, 20, 19
+    width = heads * dim
+    x = b.input((4, tokens, 3 * width), Q)
+    stride = {"batch": tokens * 3 * width, "token": 3 * width, "head": dim}
+    layouts = {n: {"offset": i * width, **stride} for i, n in enumerate("qkv")}
+    sizes = {"heads": heads, "head_dim": dim, "batches": 4, "q_tokens": tokens, "k_tokens": tokens}
+    bias = b.constant(b.rng.standard_normal((heads, tokens, tokens)).astype(np.float32))
+    hidden = np.where(b.rng.random((2, tokens, tokens)) < 0.3, -100.0, 0.0)
+    mask = b.constant(hidden.astype(np.float32))
+    order = b.tensor(b.rng.permutation(4 * tokens).astype(np.int32))
+    for ins in ([x] * 3, [x, x, x, bias], [x, x, x, bias, mask], [x, x, x, -1, mask]):
+        shape = (4, tokens, width)
+        b.output(b.node("attention", ins, shape, out, **sizes, **layouts, alpha=1e-4))
+    options = {**sizes, **layouts, "alpha": 1e-3, "rows": order}
+    b.output(b.node("attention", [x] * 3, shape, out, **options))
+    y = b.input((2, 9, 21), OTHER)
+    z = b.input((2, 13, 21), Q)
+    strides = {
+        "a": {"offset": 0, "batch": 189, "row": 21, "col": 1},
+        "b": {"offset": 0, "batch": 273, "row": 1, "col": 21},
+    }
+    sizes = {"batches": 2, "m": 9, "n": 13, "k": 21, "alpha": 1e-3}
+    b.output(b.node("matmul", [y, z], (2, 9, 13), out, **sizes, **strides))
+
+
+def layers(b, q, out):
+    x = b.input((9, 8, 12), Q, "nchw")
+    table = b.tensor(b.rng.integers(-128, 128, 256).astype(np.int8))
+    options = {"padding": 1, "bits": 4}
+    first = b.layer("conv2d", (24, 12, 3, 3), Q, OTHER, **options)
+    y = b.node("conv2d", [x], (9, 8, 24), Q, layer=first, table=table)
+    second = b.layer("conv2d", (24, 24, 1, 1), Q, out, "relu", bits=3)
+    b.output(b.node("conv2d", [y, y], (9, 8, 24), out, layer=second), "nchw")
+    fc1 = b.layer("linear", (8, 24), Q, Q, "relu")
+    fc2 = b.layer("linear", (24, 8), Q, Q)
+    parts = {"pool": Q, "hidden": Q, "gate": Q}
+    described = {
+        key: {"scale": v.scale, "zero_point": v.zero_point, "bits": v.bits}
+        for key, v in parts.items()
+    }
+    ends = {"fc1": fc1, "fc2": fc2, "table2": table}
+    b.output(b.node("squeeze_excite", [y], (9, 8, 24), OTHER, **ends, **described), "nchw")
+    head = b.layer("linear", (10, 24), Q, out, half_in=[1, 7])
+    half = b.input((9, 8, 2))
+    b.output(b.node("linear", [y, -1, half], (9, 8, 10), out, layer=head))
+
+
+def movement(b, q, out):
+    x = b.input((12, 10), q)
+    y = b.input((3, 10), q)
+    index = b.tensor(b.rng.integers(-1, 30, 40).astype(np.int32))
+    b.output(b.node("copy", [x, y], (40, 5), q, index=index, chunk=5))
+    if q is not None:
+        kept = out or Q
+        levels = b.rng.integers(kept.qmin, kept.qmax + 1, 256)
+        table = b.tensor(levels.astype(np.int8))
+        b.output(b.node("lookup", [x], (12, 10), kept, table=table))
+
+
+CASES = (unary, binary, convert, layer_norm, rows, pooling, interpolate, products, layers, movement)
+
+
+@pytest.mark.parametrize("out", [None, OTHER], ids=("float", "int8"))
+@pytest.mark.parametrize("q", KINDS, ids=("from float", "from int8"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_node_everywhere(case, q, out, tmp_path):
+    b = Builder(7)
+    case(b, q, out)
+    path = tmp_path / "program.dfq"
+    dfq.write(path, b.tensors, b.network)
+    program = json.loads(json.dumps(b.program))
+    inputs = []
+    for port in program["inputs"]:
+        shape = program["values"][port["value"]]["shape"]
+        shape = [shape[2], *shape[:2]] if port["layout"] == "nchw" else shape
+        x = b.rng.standard_normal((2, *shape)) * b.rng.choice([0.5, 2.0, 90.0], (2, *shape))
+        inputs.append(x.astype(np.float32))
+    expected = reference_program.run(path, inputs)
+    names = {node["out"][0]: node for node in program["nodes"]}
+    try:
+        for isa in _core.cpu_info()["isa"]["allowed"]:
+            _core.set_isa(isa)
+            for threads in THREADS:
+                loaded = runtime.load(path, threads=threads)
+                found = loaded(*inputs)
+                found = list(found) if isinstance(found, (list, tuple)) else [found]
+                for port, y, e in zip(program["outputs"], found, expected, strict=True):
+                    node = names[port["value"]]
+                    where = f"{isa}, {threads} threads, {node['op']} {node.get('fn', '')}"
+                    assert y.shape == e.shape, where
+                    same = (y.view(np.int32) == e.view(np.int32)) | (np.isnan(y) & np.isnan(e))
+                    assert same.all(), f"{where}: {int((~same).sum())} of {y.size} differ"
+    finally:
+        _core.set_isa(None)
