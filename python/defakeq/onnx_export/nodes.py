@@ -147,6 +147,9 @@ class Exporter:
         result = _static(description["out"]) if table is not None else self.quantization(out)
         if len(ins) > 1 and ins[1] >= 0:
             y = self._residual(y, ins[1], result, layout)
+        if self.split and activation == "relu" and result is not None:
+            # Rounding and ReLU commute, and only a layer that ends in a rounding runs in int8.
+            _, y = graph.quantize(y, result)
         y = graph.function(activation, y)
         if table is None:
             self.put(out, y, layout)
@@ -160,7 +163,7 @@ class Exporter:
 
     def _before_table(self, y: str, result: ActQuant, fn: str | None) -> tuple[str, str]:
         """The layer's own int8 result, left out where engines fuse the function instead."""
-        if fn is None or self.exact:
+        if fn is None or self.exact or self.split:
             return self.graph.quantize(y, result)
         self.graph.note("no rounding between a layer and its table: the function is fused")
         return "", y
@@ -437,7 +440,14 @@ class Exporter:
         if node["mode"] == "max":
             y = self.graph.op("MaxPool", x, **attributes)
         else:
-            attributes["count_include_pad"] = int(bool(node.get("count_include_pad", True)))
+            included = bool(node.get("count_include_pad", True))
+            if included and not attributes["ceil_mode"] and any(padding):
+                # Explicit zeros: engines disagree on what a quantized pool reads outside.
+                ends = self.graph.ints([*padding, *padding])
+                zero, axes = self.graph.constant(np.float32(0)), self.graph.ints([2, 3])
+                x = self.graph.op("Pad", x, ends, zero, axes)
+                attributes["pads"] = [0, 0, 0, 0]
+            attributes["count_include_pad"] = int(included)
             y = self.graph.op("AveragePool", x, **attributes)
         self.put(out, y, "nchw")
 
