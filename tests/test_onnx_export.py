@@ -156,3 +156,24 @@ def test_attention_agrees_with_the_plain_formula(tmp_path):
     for run in engines():
         (found,) = run(tmp_path / "net.onnx", [data])
         np.testing.assert_allclose(found, expected, atol=2 * Q[3].scale)
+
+
+def test_copies_and_padded_average_pools_agree_with_numpy(tmp_path):
+    b = Build()
+    x, y, z = b.add([8, 8, 8], Q[0]), b.add([4, 4, 8], Q[1]), b.add([3, 8], Q[1])
+    b.node("pool2d", [x], y, mode="avg", kernel=[3, 3], stride=[2, 2], padding=[1, 1])
+    b.tensors["index"] = np.array([3, -1, 15], np.int32)
+    b.node("copy", [y], z, index="index", chunk=8)
+    b.write(tmp_path / "net.dfq", [x], [y, z])
+    export(tmp_path / "net.dfq", tmp_path / "net.onnx")
+    data = np.random.default_rng(1).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    f = reference.dequantize(reference.quantize(data, Q[0]), Q[0])[0]
+    f = np.pad(f, ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(f, (3, 3), (1, 2))[:, ::2, ::2]
+    expected = windows.mean((3, 4))
+    rows = expected.reshape(8, 16).T
+    for run in engines():
+        pooled, copied = run(tmp_path / "net.onnx", [data])
+        np.testing.assert_allclose(pooled[0], expected, atol=1.01 * Q[1].scale)
+        moved = np.stack([rows[3], np.zeros(8), rows[15]])
+        np.testing.assert_allclose(copied[0], moved, atol=1.01 * Q[1].scale)

@@ -306,10 +306,12 @@ class Exporter:
     def _rows(self, x: str, rows: NDArray[Any]) -> str:
         """Rows of [N, R, C]; -1: zeros."""
         graph, rows = self.graph, rows.astype(np.int64)
-        if (rows < 0).any():
-            pad = graph.ints([1, 0]), graph.constant(np.float32(0)), graph.ints([1])
-            x, rows = graph.op("Pad", x, *pad), rows + 1
-        return graph.op("Gather", x, graph.constant(rows), axis=1)
+        taken = graph.op("Gather", x, graph.constant(np.maximum(rows, 0)), axis=1)
+        if (rows >= 0).all():
+            return taken
+        # A Pad would do, but OpenVINO 2026.4 crashes on one between quantizations.
+        mask = (rows >= 0).astype(np.float32).reshape(1, -1, 1)
+        return graph.op("Mul", taken, graph.constant(mask))
 
     def _op_layer_norm(self, node: Node, ins: list[int], out: int) -> None:
         graph, x = self.graph, self.get(ins[0])
@@ -440,15 +442,19 @@ class Exporter:
         if node["mode"] == "max":
             y = self.graph.op("MaxPool", x, **attributes)
         else:
-            included = bool(node.get("count_include_pad", True))
-            if included and not attributes["ceil_mode"] and any(padding):
-                # Explicit zeros: engines disagree on what a quantized pool reads outside.
-                ends = self.graph.ints([*padding, *padding])
-                zero, axes = self.graph.constant(np.float32(0)), self.graph.ints([2, 3])
-                x = self.graph.op("Pad", x, ends, zero, axes)
-                attributes["pads"] = [0, 0, 0, 0]
-            attributes["count_include_pad"] = int(included)
+            included = bool(node.get("count_include_pad", True)) and any(padding)
+            apart = included and not attributes["ceil_mode"]
+            attributes["count_include_pad"] = int(included and not apart)
             y = self.graph.op("AveragePool", x, **attributes)
+            if apart:
+                # Engines disagree on what a quantized pool reads outside: count zeros afterwards.
+                shape, sizes = self.shape(ins[0]), self.shape(out)
+                steps = attributes["strides"]
+                shares = [
+                    _inside(shape[i], sizes[i], kernel[i], steps[i], padding[i]) for i in (0, 1)
+                ]
+                share = shares[0][None, None, :, None] * shares[1]
+                y = self.graph.op("Mul", y, self.graph.constant(share.astype(np.float32)))
         self.put(out, y, "nchw")
 
     def _op_adaptive_avg_pool2d(self, node: Node, ins: list[int], out: int) -> None:
@@ -524,6 +530,12 @@ def _grid(*dims: tuple[int, int]) -> NDArray[np.int64]:
         steps = np.arange(size) * stride
         index += steps.reshape([-1 if i == axis else 1 for i in range(len(dims))])
     return index
+
+
+def _inside(size: int, out: int, kernel: int, stride: int, padding: int) -> NDArray[np.float64]:
+    """[out]: the share of each pooling window that lies inside."""
+    begin = np.arange(out) * stride - padding
+    return (np.minimum(begin + kernel, size) - np.maximum(begin, 0)) / kernel
 
 
 def _windows(size: int, out: int) -> NDArray[np.float32]:
