@@ -177,3 +177,14 @@ def test_copies_and_padded_average_pools_agree_with_numpy(tmp_path):
         np.testing.assert_allclose(pooled[0], expected, atol=1.01 * Q[1].scale)
         moved = np.stack([rows[3], np.zeros(8), rows[15]])
         np.testing.assert_allclose(copied[0], moved, atol=1.01 * Q[1].scale)
+
+
+def test_check_reports_the_difference_of_each_engine(tmp_path):
+    pytest.importorskip("defakeq_kernels.reference_program")
+    from defakeq.onnx_export import check
+
+    path, _, _ = conv_net(tmp_path)
+    export(path, tmp_path / "net.onnx")
+    found = check(tmp_path / "net.onnx", path)
+    assert set(found) == {run.__name__.removeprefix("run_") for run in engines()}
+    assert max(found.values()) < 3.01
