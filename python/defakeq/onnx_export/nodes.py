@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,8 +158,9 @@ class Exporter:
         assert result is not None
         target = self.quantization(out)
         assert target is not None
-        q, x = self._before_table(y, result, node.get("fn"))
-        self.integers[out, layout], y = graph.lookup(q, table, node.get("fn"), x, target)
+        fn = node.get("fn") or recognise(table, result, target)
+        q, x = self._before_table(y, result, fn)
+        self.integers[out, layout], y = graph.lookup(q, table, fn, x, target)
         self.set(out, y, layout)
 
     def _before_table(self, y: str, result: ActQuant, fn: str | None) -> tuple[str, str]:
@@ -258,8 +260,9 @@ class Exporter:
             if table is None:
                 _, p = graph.quantize(y, before)
                 continue
-            fn = node.get(f"fn{key}")
-            q, y = self._before_table(y, _static(description["out"]), fn)
+            stored = _static(description["out"])
+            fn = node.get(f"fn{key}") or recognise(table, stored, before)
+            q, y = self._before_table(y, stored, fn)
             _, p = graph.lookup(q, table, fn, y, before)
         gate = graph.reshape(p, [self.shape(out)[2], 1, 1])
         self.put(out, graph.op("Mul", x, gate), "nchw")
@@ -268,12 +271,13 @@ class Exporter:
 
     def _op_lookup(self, node: Node, ins: list[int], out: int) -> None:
         layout = self.layout(ins[0])
-        x, fn = self.get(ins[0], layout), node.get("fn")
+        x = self.get(ins[0], layout)
         own, target = self.quantization(ins[0]), self.quantization(out)
         table = self.tensor(node, "table")
         assert own is not None
         assert target is not None
         assert table is not None
+        fn = node.get("fn") or recognise(table, own, target)
         q = self.integers.get((ins[0], layout), "")
         if not q and fn is None:
             q, x = self.graph.quantize(x, own)
@@ -508,6 +512,33 @@ class Exporter:
         if not np.array_equal(index.reshape(-1), np.arange(total)):
             x = self._rows(x, index.reshape(-1))
         self.put(out, graph.reshape(x, self.shape(out)))
+
+
+_TABLES: dict[str, Any] = {
+    "requantize": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "gelu": lambda x: x * (0.5 + 0.5 * np.vectorize(math.erf)(x / math.sqrt(2))),
+}
+
+
+def recognise(table: NDArray[np.int8], source: ActQuant, target: ActQuant) -> str | None:
+    """The function whose rounded values a table holds, to one step; None: another one."""
+    levels = np.arange(source.qmin, source.qmax + 1)
+    x = (levels - source.zero_point) * float(source.scale)
+    for name, function in _TABLES.items():
+        with np.errstate(over="ignore"):
+            y = np.rint(function(x) / target.scale) + target.zero_point
+        expected = np.clip(y, target.qmin, target.qmax)
+        difference = np.abs(expected - table[levels + 128])
+        if difference.max() <= 1 and np.mean(difference) < 0.05:
+            return name
+    return None
 
 
 def _static(described: Mapping[str, Any]) -> ActQuant:
