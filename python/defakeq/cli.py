@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The command line: ``defakeq detect``, ``demo``, ``data``, ``info`` and ``bench``."""
+=======
+"""The command line: ``defakeq detect``, ``demo``, ``info``, ``export`` and ``bench``."""
+>>>>>>> onnx
 
 from __future__ import annotations
 
@@ -143,6 +147,25 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
         return
     for label, text in lines(found):
         typer.echo(f"{label:18} {text}")
+
+
+@app.command()
+@_named_errors
+def export(
+    model: Annotated[Path, typer.Argument(help="A program (.dfq).", show_default=False)],
+    onnx: Annotated[Path, typer.Option(help="The ONNX file to write.", show_default=False)],
+    batch: Annotated[bool, typer.Option("--batch", help="Leave the batch size open.")] = False,
+    weights: Annotated[str, typer.Option(help="int8 (fast in engines) or exact.")] = "int8",
+    activations: Annotated[str, typer.Option(help="uint8 (fast on x86) or int8.")] = "uint8",
+    engine: Annotated[str, typer.Option(help="any, or onnxruntime to suit its fusions.")] = "any",
+) -> None:
+    """Write the network of a program as quantized ONNX for other engines."""
+    from defakeq.onnx_export import export as write
+
+    made = write(model, onnx, batch=batch, weights=weights, activations=activations, engine=engine)
+    typer.echo(f"{made.path}: {made.size / 1e6:.2f} MB")
+    for note, count in made.notes.items():
+        typer.echo(f"  approximated, {count} times: {note}")
 
 
 @app.command(
