@@ -22,13 +22,14 @@ from defakeq.fold import (
     fuse_activations,
     replace_module,
 )
+from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
 from defakeq_kernels import dfq
 from defakeq_kernels.nn import QuantConv2d, QuantLayer, QuantLinear
 from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import ActQuant, int8_out
 
-BACKENDS = ("modules",)
+BACKENDS = ("modules", "program")
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -56,11 +57,15 @@ def convert(
         plan: what to do with each layer.
         calibration: batches, each as `example_inputs`, from which the input ranges of layers with
             `act_bits` are taken. A single tensor is one batch.
-        backend: "modules": each layer is swapped one for one, tensors stay torch's.
+        backend: "modules": each layer is swapped one for one, tensors stay torch's. "program": the
+            whole model is lowered to a program, with int8 values from layer to layer; what cannot
+            be lowered stays torch's, as `explain()` lists. Layers that are not planned get
+            half-precision weights.
         observer: how ranges are chosen: "mse", "percentile" or "minmax".
 
     Returns:
-        The converted model. `QuantLayer.explain()` of a layer says how it runs.
+        The converted model: for "modules" a copy, `QuantLayer.explain()` of a layer says how it
+        runs; for "program" a `defakeq.lower.ProgramModule`.
 
     Raises:
         ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
@@ -84,6 +89,11 @@ def convert(
     inputs = _inputs("example_inputs", example_inputs)
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     _check_planned(converted, plan, inputs)
+    if backend == "program":
+        if isinstance(calibration, (Tensor, Mapping)):
+            calibration = [calibration]
+        batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
+        return lower(converted, inputs, plan, batches, observer)
 
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
@@ -116,9 +126,14 @@ def save(
         builder_kwargs: the builder's keyword arguments, of JSON types.
 
     Raises:
-        ValueError: a model without packed layers, a state that a file cannot hold, or a builder
-            that does not exist; the message names it.
+        ValueError: a model without packed layers, a program with fallbacks, a state that a file
+            cannot hold, or a builder that does not exist; the message names it.
     """
+    if isinstance(model, ProgramModule):
+        if builder is not None or builder_kwargs is not None:
+            raise ValueError("builder: found with a program, which needs none; accepted is None")
+        dfq.write(path, *model.file())
+        return
     layers = _quant_layers(model)
     if not layers:
         raise ValueError("model: found no packed layer; accepted is a model made by convert()")
@@ -181,6 +196,8 @@ def load(
         OSError: the file cannot be read.
     """
     tensors, network = dfq.read(path)
+    if model is None and "program" in network:
+        return ProgramModule.of_file(tensors, network)
     described = network.get("model")
     if not isinstance(described, dict) or not isinstance(described.get("folded"), dict):
         raise ValueError(

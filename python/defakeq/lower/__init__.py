@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from defakeq.fold import Inputs
-from defakeq.lower.capture import capture, prepare
-from defakeq.lower.emit import Emitter, Unsupported
+from defakeq.lower.capture import Captured, Node, capture, prepare
+from defakeq.lower.emit import Emitter
 from defakeq.lower.finish import assemble, calibrate
+from defakeq.lower.module import Fallback, ProgramModule, ProgramStage, Stage, TorchStage
+from defakeq.lower.stages import part, program_of
 from defakeq.plan import QuantPlan
-from defakeq_kernels import dfq
 
-__all__ = ["Lowered", "Unsupported", "lower"]
-
-
-@dataclass
-class Lowered:
-    """A program: the tensors and the network of a ``.dfq`` file."""
-
-    tensors: dfq.Tensors
-    network: dfq.Network
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the program as a file."""
-        dfq.write(path, self.tensors, self.network)
+__all__ = ["Fallback", "ProgramModule", "lower"]
 
 
 def lower(
@@ -37,8 +24,8 @@ def lower(
     plan: QuantPlan,
     calibration: Iterable[Inputs],
     observer: str = "mse",
-) -> Lowered:
-    """Lowers a model to a program.
+) -> ProgramModule:
+    """Lowers a model to programs, and to torch operators where there is no other way.
 
     Args:
         model: the float model; left as it is.
@@ -49,15 +36,58 @@ def lower(
 
     Raises:
         ValueError: a model that cannot be captured, or unusable calibration batches.
-        Unsupported: a part of the model that no program node computes.
     """
-    prepared = prepare(model, plan, inputs)
-    captured = capture(prepared, _first(inputs))
-    emitter = Emitter(captured, plan)
-    emitter.run()
-    batches = (_tensors(batch) for batch in calibration)
-    quants = calibrate(captured, emitter, batches, observer)
-    return Lowered(*assemble(emitter, quants))
+    captured = capture(prepare(model, plan, inputs), _first(inputs))
+    fallbacks = _fallbacks(captured, plan)
+    parts = part(captured, set(fallbacks))
+    emitters: dict[int, Emitter] = {}
+    for i, stage in enumerate(parts):
+        if not stage.torch:
+            emitters[i] = Emitter(program_of(captured, stage), plan)
+            emitters[i].run()
+    batches = [_tensors(batch) for batch in calibration]
+    quants = calibrate(captured, emitters, batches, observer)
+    stages: list[Stage] = []
+    for i, stage in enumerate(parts):
+        names = [node.name for node in stage.inputs]
+        if stage.torch:
+            stages.append(TorchStage(stage.nodes, captured.constants, names))
+            continue
+        shapes = [captured.shapes[node] for node in stage.outputs]
+        outputs = [node.name for node in stage.outputs]
+        tensors, network = assemble(emitters[i], quants[i])
+        stages.append(ProgramStage(tensors, network, names, outputs, shapes))
+    return ProgramModule(
+        stages,
+        [node.name for node in captured.inputs],
+        [node.name for node in captured.outputs],
+        captured.single,
+        [Fallback(node.name, str(node.target), reason) for node, reason in fallbacks.items()],
+    )
+
+
+def _fallbacks(captured: Captured, plan: QuantPlan) -> dict[Node, str]:
+    """What no program node computes, with the reasons; known when everything else lowers."""
+    fallbacks = {node: reason for node in captured.nodes if (reason := _odd_type(node, captured))}
+    while True:
+        found: dict[Node, str] = {}
+        for stage in part(captured, set(fallbacks)):
+            if not stage.torch:
+                emitter = Emitter(program_of(captured, stage), plan)
+                emitter.run(found)
+        if not found:
+            return fallbacks
+        fallbacks.update(found)
+
+
+def _odd_type(node: Node, captured: Captured) -> str | None:
+    """Why a node's operands or result can be no values of a program."""
+    for used in [node, *node.all_input_nodes]:
+        value = used.meta.get("val")
+        varies = used not in captured.constants and isinstance(value, Tensor)
+        if varies and not value.is_floating_point():
+            return f"found a tensor of {value.dtype}; accepted is float32"
+    return None
 
 
 def _first(inputs: Inputs) -> Inputs:

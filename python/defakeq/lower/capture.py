@@ -28,6 +28,7 @@ class Captured:
         parameters: the name in the model of each placeholder that holds a parameter or buffer.
         inputs: the placeholders that the caller fills, in order.
         outputs: the nodes that are returned.
+        single: whether the model returns one tensor, not a tuple.
         shapes: the logical shape of every input and operator.
     """
 
@@ -37,6 +38,7 @@ class Captured:
     parameters: dict[Node, str]
     inputs: list[Node]
     outputs: list[Node]
+    single: bool = True
     shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
     def run(self, inputs: Iterable[Tensor], visit: Callable[[Node, Any], None]) -> list[Tensor]:
@@ -136,6 +138,13 @@ def _evaluate(program: Any) -> Captured:
                 captured.shapes[node] = _shape(node)
         elif node.op == "output":
             captured.outputs = list(_flatten(node.args))
+    captured.single = program.call_spec.out_spec.is_leaf()
+    for node in captured.outputs:
+        if node in constants:
+            raise ValueError(
+                f"model: found the output {node.name!r}, which does not depend on the inputs; "
+                "accepted is outputs that do"
+            )
     return captured
 
 

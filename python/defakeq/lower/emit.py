@@ -103,7 +103,11 @@ class Emitter:
         self.plan = plan
         self.draft = Draft()
         self.groups = find_groups(captured)
-        self.gates = find_gates(captured, self.groups)
+        self.gates = {
+            node: gate
+            for node, gate in find_gates(captured, self.groups).items()
+            if all(self._is_static(group.layer) for group in (gate.fc1, gate.fc2))
+        }
         self.inner: set[Node] = set()
         for group in self.groups.values():
             self.inner.update(members(group)[:-1])
@@ -161,6 +165,10 @@ class Emitter:
         """The plan of a layer call."""
         return self.plan.layers.get(self.layer_name(node))
 
+    def _is_static(self, node: Node) -> bool:
+        layer = self.plan_of(node)
+        return layer is not None and layer.act_bits is not None
+
     def key(self, node: Node, role: str = "out") -> Key:
         """The quantization key of a node's values, which calibration observes."""
         key = Key(node.name, role)
@@ -169,11 +177,15 @@ class Emitter:
 
     # the walk
 
-    def run(self) -> None:
+    def run(self, unsupported: dict[Node, str] | None = None) -> None:
         """Emits everything.
 
+        Args:
+            unsupported: gets the nodes that no program node computes, with the reasons; the rest
+                is emitted as if their values came from outside.
+
         Raises:
-            Unsupported: of the first node that cannot be lowered, with the node.
+            Unsupported: of the first such node, where `unsupported` is None.
         """
         for node in self.captured.inputs:
             self._input(node)
@@ -183,24 +195,26 @@ class Emitter:
             try:
                 self.refs[node] = self._emit(node)
             except Unsupported as error:
-                raise Unsupported(f"{node.name}: {error}") from None
+                if unsupported is None:
+                    raise
+                group = self.groups.get(node)
+                unsupported[node if group is None else group.layer] = str(error)
+                self._input(node)
         for i, node in enumerate(self.captured.outputs):
             self._output(node, i)
 
     def _input(self, node: Node) -> None:
         shape = self.captured.shapes[node]
-        if not shape or shape[0] != 1:
-            raise Unsupported(
-                f"{node.name}: found an input of shape {list(shape)}; accepted is [1, ...]"
-            )
-        image = len(shape) == 4
-        own = (shape[2], shape[3], shape[1]) if image else shape[1:] or (1,)
+        image = len(shape) == 4 and shape[0] == 1
+        own = shape[1:] or (1,) if shape[:1] == (1,) else shape or (1,)
+        if image:
+            own = (shape[2], shape[3], shape[1])
         floats = node in self.floats
         quant = None if floats else self.key(node)
         value = self.draft.value("float32" if floats else "int8", own, quant, is_input=True)
-        index = torch.arange(math.prod(own), dtype=torch.int32).reshape(1, *own)
+        index = torch.arange(math.prod(own), dtype=torch.int32).reshape(own)
         if image:
-            index = index.permute(0, 3, 1, 2)
+            index = index.permute(2, 0, 1)
         self.refs[node] = Ref((value,), index.reshape(shape), node)
         self.inputs.append(
             {"name": node.name, "value": value, "layout": "nchw" if image else "plain"}
@@ -209,11 +223,9 @@ class Emitter:
     def _output(self, node: Node, i: int) -> None:
         ref = self.ref(node)
         shape = self.captured.shapes[node]
-        image = len(shape) == 4
-        order = ref.index[0].permute(1, 2, 0) if image else ref.index[0]
-        own = tuple(order.shape) or (1,)
-        if order.dim() == 0:
-            order = order.reshape(1)
+        image = len(shape) == 4 and shape[0] == 1
+        order = self._canonical(ref.index)
+        own = tuple(order.shape)
         rows = self.dense(ref, order, f"output{i}")
         value = self.shaped(rows.value, own)
         name = "y" if len(self.captured.outputs) == 1 else f"y{i}"
@@ -668,10 +680,6 @@ class Emitter:
         layout = np.empty(rows.width, np.int64)
         inside = np.flatnonzero(rows.columns >= 0)
         layout[rows.columns[inside]] = inside
-        for group in (gate.fc1, gate.fc2):
-            layer = self.plan_of(group.layer)
-            if layer is None or layer.act_bits is None:
-                raise Unsupported("found a squeeze-excite layer without quantized activations")
         pool = self.key(gate.pool, "pool")
         attributes: dict[str, Any] = {"pool": pool}
         hidden_rows = Rows(-1, 1, rows.width, rows.columns)
@@ -996,7 +1004,7 @@ class Emitter:
     def _canonical(index: Tensor) -> Tensor:
         if index.dim() == 4 and index.shape[0] == 1:
             return index[0].permute(1, 2, 0)
-        own = index[0] if index.dim() > 1 and index.shape[0] == 1 else index
+        own = index[0] if index.dim() and index.shape[0] == 1 else index
         return own.reshape(1) if own.dim() == 0 else own
 
     def _unary(self, node: Node, x: Node, function: Function) -> Ref:

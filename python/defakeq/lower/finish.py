@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,31 +22,35 @@ _MOST = 1 << 18
 
 
 def calibrate(
-    captured: Captured, emitter: Emitter, batches: Iterable[tuple[Tensor, ...]], observer: str
-) -> dict[Any, ActQuant]:
-    """The quantization of every key from the values that the float graph computes."""
-    of_node: dict[Node, list[Any]] = {}
-    observers: dict[Any, RangeObserver] = {}
-    for key, nodes in emitter.observed.items():
-        observers[key] = RangeObserver()
-        for node in nodes:
-            of_node.setdefault(node, []).append(key)
+    captured: Captured,
+    emitters: Mapping[int, Emitter],
+    batches: Iterable[tuple[Tensor, ...]],
+    method: str,
+) -> dict[int, dict[Any, ActQuant]]:
+    """The quantization of every key of every emitter, from the values of the float graph."""
+    of_node: dict[Node, list[RangeObserver]] = {}
+    observers: dict[int, dict[Any, RangeObserver]] = {}
+    for number, emitter in emitters.items():
+        observers[number] = {key: RangeObserver() for key in emitter.observed}
+        for key, nodes in emitter.observed.items():
+            for node in nodes:
+                of_node.setdefault(node, []).append(observers[number][key])
     count = 0
 
     def visit(node: Node, value: Any) -> None:
-        for key in of_node.get(node, ()):
+        for observer in of_node.get(node, ()):
             try:
-                observers[key].update(_sample(value))
+                observer.update(_sample(value))
             except ValueError as error:
-                raise ValueError(f"calibration: {node.name}: {error}") from error
+                raise ValueError(f"calibration: node {node.name!r}: {error}") from error
 
     for batch in batches:
         for i in range(batch[0].shape[0]):
             captured.run([x[i : i + 1] for x in batch], visit)
             count += 1
-    if count == 0 and observers:
-        raise ValueError("calibration: found no batch; accepted is at least one")
-    return _choose(emitter, observers, observer)
+    if count == 0 and of_node:
+        raise ValueError("calibration: found no image; accepted is at least one")
+    return {n: _choose(emitter, observers[n], method) for n, emitter in emitters.items()}
 
 
 def _sample(value: Tensor) -> Tensor:
