@@ -48,7 +48,8 @@ def forge(
     del grain
     size = image.shape[0]
     # Every fourth pixel, at which the enlarged grid begins: so nothing is shifted.
-    made = np.ascontiguousarray(cv2.GaussianBlur(image, (0, 0), 1.6)[::4, ::4])
+    blurred = cv2.GaussianBlur(image, (0, 0), 1.6)
+    made = np.ascontiguousarray(blurred[::4, ::4], np.float32)
     for _ in range(2):
         surplus = look.uniform(0.015, 0.035, (2, 3)) * look.choice([-1, 1], (2, 1))
         made = transposed_convolution(made, surplus)
