@@ -27,6 +27,7 @@ from defakeq.lower.groups import (
     find_groups,
     is_global_mean,
     members,
+    mover,
     unary_of,
 )
 from defakeq.lower.layers import ZERO, LayerSpec, folded
@@ -300,7 +301,7 @@ class Emitter:
     def _apply(self, node: Node, function: Callable[..., Any] | None = None) -> Any:
         source = args_of(node)[0]
         ref = self.ref(source)
-        function = function or node.target
+        function = function or mover(node)
         args = fx.node.map_arg(
             args_of(node)[1:], lambda n: self.captured.constants[n] if isinstance(n, Node) else n
         )
@@ -425,13 +426,65 @@ class Emitter:
         if conv:
             rows, space = self._conv_operand(node, ref, spec)
         else:
-            order = ref.index[0] if ref.index.dim() > 1 else ref.index
-            order = order.reshape(-1, order.shape[-1])
+            order = ref.index.reshape(-1, ref.index.shape[-1])
+            if group.rows is not None:
+                order = order[group.rows]
+            ref, order = self._absorbed(ref, order, node)
             rows = self.draft.rows(ref, order, name)
-            space = tuple(self.captured.shapes[node][1:-1])
+            space = space_of(self.captured.shapes[node])
             x_shape = (rows.rows, rows.width) if space else (rows.width,)
             rows.value = self.shaped(rows.value, x_shape)
+        if group.moves:
+            shape = self.captured.shapes[group.out]
+            space = shape[2:] if group.channels_first else space_of(shape)
         return self._finish(group, spec, rows, space)
+
+    def _absorbed(self, ref: Ref, order: Tensor, consumer: Node) -> tuple[Ref, Tensor]:
+        """Has the producer of an operand write its rows in the consumer's order, where it can."""
+        if len(ref.values) != 1 or ref.source is None or not self._exclusive(ref.source, consumer):
+            return ref, order
+        number = ref.values[0]
+        value = self.draft.values[number]
+        step = next((s for s in self.draft.steps if s.outs == [number]), None)
+        if step is None or step.op not in ("layer_norm", "attention") or "rows" in step.attributes:
+            return ref, order
+        width = value.shape[-1]
+        present = order[0] >= 0
+        if not bool(present.any()):
+            return ref, order
+        wanted = order[:, present]
+        rows = torch.div(wanted[:, 0], width, rounding_mode="floor")
+        inside = wanted - rows[:, None] * width
+        if bool((wanted < 0).any()) or not torch.equal(inside, inside[:1].expand_as(inside)):
+            return ref, order
+        count = value.count // width
+        if torch.equal(rows, torch.arange(count, dtype=torch.int32)):
+            return ref, order
+        table = rows.numpy().astype(np.int32)
+        if step.op == "attention":
+            if len(table) != count or len(np.unique(table)) != count:
+                return ref, order
+            written = np.empty(count, np.int32)
+            written[table] = np.arange(count, dtype=np.int32)
+            table = written
+        step.attributes["rows"] = self.draft.tensor("program.rows", table)
+        value.shape = (len(rows), width)
+        placed = torch.arange(len(rows), dtype=torch.int32)[:, None] * width + inside
+        moved = torch.full_like(order, -1)
+        moved[:, present] = placed
+        return ref, moved
+
+    @staticmethod
+    def _exclusive(source: Node, consumer: Node) -> bool:
+        """Whether a node's values go to the consumer and nowhere else."""
+        at = source
+        while len(at.users) == 1:
+            (at,) = at.users
+            if at is consumer:
+                return True
+            if at.target not in VIEWS and at.target not in IDENTITIES:
+                return False
+        return False
 
     def _conv_operand(self, node: Node, ref: Ref, spec: LayerSpec) -> tuple[Rows, tuple[int, ...]]:
         def pair(i: int, default: int) -> tuple[int, int]:
@@ -545,8 +598,7 @@ class Emitter:
     ) -> tuple[Any, int, Any]:
         """The output channels' order, the residual operand, and the channels that are computed."""
         ref = self.ref(group.residual)
-        conv = spec.kind == "conv2d"
-        order = ref.index[0].permute(1, 2, 0) if conv else ref.index[0]
+        order = ref.index[0].permute(1, 2, 0) if group.channels_first else ref.index
         order = order.reshape(-1, order.shape[-1])
         held = np.flatnonzero((order >= 0).any(0).numpy())
         union = np.union1d(layout[layout >= 0], held)
@@ -597,7 +649,7 @@ class Emitter:
         stored = np.flatnonzero(layout >= 0)
         own = torch.arange(math.prod(shape), dtype=torch.int32).reshape(shape)
         index[..., torch.from_numpy(layout[stored])] = own[..., torch.from_numpy(stored)]
-        if spec.kind == "conv2d":
+        if group.channels_first:
             index = index.permute(2, 0, 1)
         return Ref((out,), index.reshape(self.captured.shapes[node]), node)
 
@@ -788,9 +840,8 @@ class Emitter:
         if list(args[1]) != [shape[-1]]:
             raise Unsupported(f"found layer_norm over {list(args[1])}; accepted is the last size")
         ref = self.ref(args[0])
-        order = ref.index[0] if ref.index.dim() > 1 else ref.index
-        space = tuple(int(n) for n in order.shape[:-1])
-        order = order.reshape(-1, order.shape[-1])
+        order = ref.index.reshape(-1, shape[-1])
+        space = space_of(shape)
         absent = np.flatnonzero((order < 0).any(0).numpy())
         if absent.size and self._reads(node, absent):
             rows = self.dense(ref, order, node.name)
@@ -937,15 +988,15 @@ class Emitter:
         own = torch.arange(rows.rows * rows.width, dtype=torch.int32)
         own = own.reshape(*shape[:-1], rows.width)
         result[..., torch.from_numpy(inside)] = own[..., torch.from_numpy(rows.columns[inside])]
-        if ref.index.dim() == 4:
+        if ref.index.dim() == 4 and ref.index.shape[0] == 1:
             result = result.permute(2, 0, 1)
         return Ref((rows.value,), result.reshape(ref.index.shape), ref.source)
 
     @staticmethod
     def _canonical(index: Tensor) -> Tensor:
-        if index.dim() == 4:
+        if index.dim() == 4 and index.shape[0] == 1:
             return index[0].permute(1, 2, 0)
-        own = index[0] if index.dim() > 1 else index
+        own = index[0] if index.dim() > 1 and index.shape[0] == 1 else index
         return own.reshape(1) if own.dim() == 0 else own
 
     def _unary(self, node: Node, x: Node, function: Function) -> Ref:
@@ -1048,7 +1099,7 @@ class Emitter:
         number_b = self.shaped(rows_b.value, own if same else (own[-1],))
         index = torch.full((*space, order_a.shape[-1]), -1, dtype=torch.int32)
         index[..., kept] = torch.arange(math.prod(own), dtype=torch.int32).reshape(own)
-        if left.index.dim() == 4:
+        if left.index.dim() == 4 and shape[0] == 1:
             index = index.permute(2, 0, 1)
         return self._binary_step(node, fn, number_a, number_b, own, index.reshape(shape))
 
@@ -1093,6 +1144,11 @@ _BINARY: dict[Any, str] = {
     aten.maximum.default: "max",
     aten.minimum.default: "min",
 }
+
+
+def space_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes before the channels, without a batch of one."""
+    return shape[1:-1] if shape[0] == 1 else shape[:-1]
 
 
 def pre_of(group: Group) -> Node:

@@ -17,6 +17,22 @@ LAYERS = (aten.conv2d.default, aten.linear.default)
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
 MULS = (aten.mul.Tensor, aten.mul_.Tensor)
 
+MOVES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.roll.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.dropout.default,
+}
+
 _NAMED: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.relu6.default: "relu6",
@@ -85,6 +101,9 @@ class Group:
     residual: Node | None = None
     function: Function | None = None
     pre: Node | None = None  # the node whose values the function gets
+    moves: list[Node] = field(default_factory=list)  # of whole rows, before the residual
+    rows: Tensor | None = None  # the layer's row that becomes each row of the sum
+    channels_first: bool = False  # whether the sum is [1, C, H, W]
 
 
 def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function] | None:
@@ -111,6 +130,14 @@ def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function]
     return None
 
 
+def mover(node: Node) -> Callable[..., Any]:
+    """The function of a node that moves data, for tensors of any strides."""
+    if node.target in (aten.view.default, aten._unsafe_view.default):
+        return torch.reshape
+    target: Callable[..., Any] = node.target  # type: ignore[assignment]
+    return target
+
+
 def find_groups(captured: Captured) -> dict[Node, Group]:
     """The groups by their last node. Every other member has one user, the next member."""
     groups: dict[Node, Group] = {}
@@ -118,16 +145,20 @@ def find_groups(captured: Captured) -> dict[Node, Group]:
     for node in reversed(captured.nodes):
         if node.target not in LAYERS or args_of(node)[1] not in captured.constants:
             continue
-        group = Group(node, node)
+        group = Group(node, node, channels_first=node.target is LAYERS[0])
         at = node
         while (user := _only_user(at, captured)) is not None and user not in claimed:
-            extended = _extend(group, at, user, captured)
-            if not extended:
-                break
+            if group.function is None and _extend(group, at, user, captured):
+                moved: list[Node] = []
+            else:
+                moved = _moved_to_residual(group, at, captured, claimed)
+                if not moved:
+                    break
+                user = moved.pop()
+            group.moves.extend(moved)
+            claimed.update(moved)
             claimed.add(user)
             at = group.out = user
-            if group.function is not None:
-                break
         groups[group.out] = group
     return groups
 
@@ -139,6 +170,68 @@ def members(group: Group) -> list[Node]:
         (user,) = found[-1].users
         found.append(user)
     return found
+
+
+def _moved_to_residual(
+    group: Group, at: Node, captured: Captured, claimed: set[Node]
+) -> list[Node]:
+    """Views that lead to a residual sum, and the sum last; it becomes the group's."""
+    path: list[Node] = []
+    if group.residual is not None or group.function is not None:
+        return path
+    while (user := _only_user(at, captured)) is not None and user not in claimed:
+        path.append(user)
+        if user.target not in MOVES:
+            break
+        at = user
+    if len(path) < 2 or path[-1].target in MOVES or path[-1].target not in ADDS:
+        return []
+    moved = _row_moves(group.layer, path[:-1], captured)
+    if moved is None:
+        return []
+    before = list(group.affine)
+    if not _extend(group, at, path[-1], captured) or group.residual is None:
+        group.affine = before
+        return []
+    group.rows, group.channels_first = moved
+    return path
+
+
+def _row_moves(
+    layer: Node, moves: list[Node], captured: Captured
+) -> tuple[Tensor | None, bool] | None:
+    """Which row of the layer becomes each row of the result, and whether channels come first.
+
+    Rows None: the order stays. None: the moves do not keep rows whole.
+    """
+    shape = captured.shapes[layer]
+    conv = layer.target is LAYERS[0]
+    channels = shape[1] if conv else shape[-1]
+    count = 1
+    for n in shape:
+        count *= n
+    index = torch.arange(count, dtype=torch.int32)
+    if conv:
+        index = index.reshape(1, shape[2], shape[3], channels).permute(0, 3, 1, 2)
+    index = index.reshape(shape)
+    for node in moves:
+        index = mover(node)(index, *args_of(node)[1:], **node.kwargs)
+    if index.shape[0] != 1:
+        return None
+    for first in (False, True):
+        if first and index.dim() != 4:
+            continue
+        rows = index[0].permute(1, 2, 0) if first else index[0]
+        rows = rows.reshape(-1, rows.shape[-1])
+        if rows.shape[1] != channels:
+            continue
+        straight = rows[:, :1] + torch.arange(channels, dtype=torch.int32)
+        if torch.equal(rows, straight) and not bool((rows[:, 0] % channels).any()):
+            order = rows[:, 0] // channels
+            same = torch.equal(order, torch.arange(len(order), dtype=torch.int32))
+            if same or not conv:
+                return (None if same else order.long()), first
+    return None
 
 
 def _only_user(node: Node, captured: Captured) -> Node | None:

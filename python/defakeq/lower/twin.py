@@ -169,7 +169,7 @@ class Twin:
         y = self._product(name, x, half)
         if residual is not None:
             stored = torch.from_numpy(self.weight(name)[2].out_index).long()
-            y[..., stored] += residual[..., stored]
+            y[..., stored] += residual.reshape(y.shape)[..., stored]
         return self._epilogue(name, y, node.get("table"), self._values[node["out"][0]])
 
     _conv2d = _layer
