@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command line: ``defakeq detect``, ``demo``, ``data``, ``info`` and ``bench``."""
-=======
-"""The command line: ``defakeq detect``, ``demo``, ``info``, ``export`` and ``bench``."""
->>>>>>> onnx
+"""The command line: ``defakeq detect``, ``demo``, ``data``, ``info``, ``export`` and ``bench``."""
 
 from __future__ import annotations
 

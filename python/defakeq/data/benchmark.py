@@ -23,6 +23,9 @@ from defakeq.data.video import count_frames
 JSON_FOLDERS = ("", "dataset_json", "preprocessing/dataset_json", "json")
 FRAME_FOLDERS = ("", "rgb", "datasets/rgb", "datasets")
 
+# A sample's label, family, video, split, compression and identities.
+_About = tuple[int, str, str, str, str, tuple[str, ...]]
+
 
 def find_json(root: Path, name: str) -> Path | None:
     """Return the JSON file of a data set below ``root``, or None."""
@@ -124,7 +127,7 @@ def _videos(
 
 
 def _film(
-    root: Path, path: Path, about: tuple[Any, ...], frames: int | None, report: Report
+    root: Path, path: Path, about: _About, frames: int | None, report: Report
 ) -> list[Sample]:
     name = path.relative_to(root).as_posix()
     try:
@@ -134,7 +137,7 @@ def _film(
         return []
     if total == 0:
         report.add("empty video", name, "no frames")
-    return [Sample(name, path, *about, index) for index in spread(total, frames)]
+    return [Sample(name, path, *about, frame=index) for index in spread(total, frames)]
 
 
 def read_benchmark(
@@ -202,7 +205,7 @@ def read_document(
             available.add(level)
             if (split is not None and part != split) or (level and level != compression):
                 continue
-            about = (LABELS[own], own, f"{own}/{video}", part, level, people)
+            about: _About = (LABELS[own], own, f"{own}/{video}", part, level, people)
             if entry.get("film"):
                 samples.extend(_film(root, Path(entry["film"]), about, frames, report))
                 continue

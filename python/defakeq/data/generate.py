@@ -288,7 +288,7 @@ def _write_lists(out: Path, options: Options, document: dict[str, Any]) -> None:
             _dump(out / "dataset_json" / f"{label}.json", {label: part})
         fake = document[BENCHMARKS[name].labels[1]]
         for split in SPLITS:
-            found = next(iter(fake[split].values()), {})
+            found: dict[str, Any] = next(iter(fake[split].values()), {})
             pairs = sorted({tuple(sorted(video.split("_"))) for video in found})
             _dump(folder / f"{split}.json", [list(pair) for pair in pairs])
     elif name.startswith("Celeb"):
@@ -312,8 +312,8 @@ def _write_lists(out: Path, options: Options, document: dict[str, Any]) -> None:
                         part[f"{video}.mp4"] = {"label": "FAKE" if fake else "REAL"}
         if len(rows) > 1:
             (folder / "test" / "labels.csv").write_text("\n".join(rows) + "\n")
-        for part, files in metadata.items():
-            _dump(folder / "train" / part / "metadata.json", files)
+        for place, files in metadata.items():
+            _dump(folder / "train" / place / "metadata.json", files)
     elif name == "DFDCP":
         listed = {}
         for label, splits in document.items():

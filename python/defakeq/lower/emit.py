@@ -403,7 +403,7 @@ class Emitter:
         """The operand as int8."""
         quant = self.draft.quant(ref)
         if self.draft.dtype(ref) == "float32":
-            quant = self.key(ref.source)
+            quant = self.key(ref.source)  # type: ignore[arg-type]
             ref = self.draft.convert(ref, "int8", quant)
         if bits != 8 or quant in self.bits:
             self.bits[quant] = max(self.bits.get(quant, 0), bits)
@@ -609,7 +609,7 @@ class Emitter:
         self, group: Group, spec: LayerSpec, layout: Any, space: tuple[int, ...]
     ) -> tuple[Any, int, Any]:
         """The output channels' order, the residual operand, and the channels that are computed."""
-        ref = self.ref(group.residual)
+        ref = self.ref(group.residual)  # type: ignore[arg-type]
         order = ref.index[0].permute(1, 2, 0) if group.channels_first else ref.index
         order = order.reshape(-1, order.shape[-1])
         held = np.flatnonzero((order >= 0).any(0).numpy())
@@ -711,14 +711,14 @@ class Emitter:
         weight, offset = folded(constants[args_of(node)[1]], bias, group.affine)
         weight = weight.reshape(weight.shape[:2])
         name = self.layer_name(node)
-        outs = weight.shape[0]
+        outs = weight.shape[0]  # type: ignore[misc]
         spec = LayerSpec(
             self.draft.unique(name) if name in self.layers else name,
             "linear",
             weight,
             offset.astype(np.float32),
             np.arange(outs),
-            np.arange(weight.shape[1]),
+            np.arange(weight.shape[1]),  # type: ignore[misc]
             layer,
         )
         kept = self._kept(spec)
@@ -929,7 +929,7 @@ class Emitter:
         k_shape = self._shape_of(args[1])
         head_dim, k_tokens = int(k_shape[3]), int(k_shape[2])
         scale = node.kwargs.get("scale")
-        softmax_scale = float(scale) if scale is not None else head_dim**-0.5
+        softmax_scale = float(scale) if scale is not None else head_dim**-0.5  # type: ignore[arg-type]
         extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads)
         quant = self.key(node)
         out = self.draft.value("int8", (batches, tokens, heads * size), quant)

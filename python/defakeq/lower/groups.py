@@ -110,7 +110,7 @@ def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function]
     """The operand and the function, when a node is an elementwise function of one tensor."""
     target = node.target
     if target in _NAMED and not node.kwargs:
-        return args_of(node)[0], Function(_NAMED[target], node.target)
+        return args_of(node)[0], Function(_NAMED[target], node.target)  # type: ignore[arg-type]
     if target in (aten.hardtanh.default, aten.clamp.default):
         bounds = tuple(args_of(node)[1:])
         if bounds == (0.0, 6.0):
@@ -126,7 +126,7 @@ def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function]
         if not isinstance(x, Node) or any(isinstance(a, Node) for a in rest):
             return None
         kwargs = dict(node.kwargs)
-        return x, Function(None, lambda t: target(t, *rest, **kwargs))
+        return x, Function(None, lambda t: target(t, *rest, **kwargs))  # type: ignore[operator]
     return None
 
 

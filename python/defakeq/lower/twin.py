@@ -224,7 +224,7 @@ class Twin:
             "max": torch.maximum,
             "min": torch.minimum,
         }
-        y: Tensor = functions[node["fn"]](a, b)
+        y: Tensor = functions[node["fn"]](a, b)  # type: ignore[operator]
         activation = node.get("activation", "none")
         return y if activation == "none" else _UNARY[activation](y)
 
@@ -312,10 +312,10 @@ class Twin:
         size = [node["kernel"], node["stride"], node["padding"]]
         ceil = bool(node.get("ceil_mode", False))
         if node["mode"] == "max":
-            y = F.max_pool2d(x, *size, ceil_mode=ceil)
+            y = F.max_pool2d(x, *size, ceil_mode=ceil)  # type: ignore[call-overload]
         else:
             include = bool(node.get("count_include_pad", True))
-            y = F.avg_pool2d(x, *size, ceil, include)
+            y = F.avg_pool2d(x, *size, ceil, include)  # type: ignore[call-arg]
         return y[0].permute(1, 2, 0)
 
     def _adaptive_avg_pool2d(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:

@@ -23,7 +23,7 @@ def forge(
 ) -> NDArray[Any]:
     """Return ``image`` with a smoothed face under new noise."""
     size = image.shape[0]
-    made = image
+    made: NDArray[Any] = image
     reach = size * look.uniform(0.012, 0.02)
     for _ in range(int(look.integers(2, 5))):
         made = cv2.bilateralFilter(made, 5, look.uniform(0.05, 0.12), reach)

@@ -47,12 +47,12 @@ def forge(
     """Return ``image`` with a face that two transposed convolutions enlarged."""
     del grain
     size = image.shape[0]
-    quarter = (size + 3) // 4
-    low = cv2.resize(image, (quarter, quarter), interpolation=cv2.INTER_AREA)
-    made = low
+    # Every fourth pixel, at which the enlarged grid begins: so nothing is shifted.
+    blurred = cv2.GaussianBlur(image, (0, 0), 1.6)
+    made = np.ascontiguousarray(blurred[::4, ::4], np.float32)
     for _ in range(2):
-        surplus = look.uniform(0.02, 0.05, (2, 3)) * look.choice([-1, 1], (2, 1))
+        surplus = look.uniform(0.015, 0.035, (2, 3)) * look.choice([-1, 1], (2, 1))
         made = transposed_convolution(made, surplus)
     made = made[:size, :size]
     detail = image - cv2.GaussianBlur(image, (0, 0), look.uniform(1.0, 1.6))
-    return replace(image, made + detail * look.uniform(0.5, 0.9), face_mask(size, outline))
+    return replace(image, made + detail * look.uniform(0.6, 0.95), face_mask(size, outline))

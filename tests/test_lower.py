@@ -1,0 +1,95 @@
+"""Lowered networks: the runtime returns the oracle's bytes and stays close to the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defakeq.lower import Unsupported, lower
+from defakeq.plan import QuantPlan
+from defakeq_kernels import reference_program, runtime
+
+
+class Residual(nn.Module):
+    """A stem, a residual block, a depthwise block, pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.a = nn.Conv2d(16, 24, 3, padding=1)
+        self.b = nn.Conv2d(24, 16, 1)
+        self.depthwise = nn.Conv2d(16, 16, 5, padding=2, groups=16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(x + self.b(F.silu(self.a(x))))
+        x = F.hardswish(self.depthwise(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Patches, one transformer block, a classifier on the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.fc1, self.fc2 = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        n, t, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(n, t, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        x = x + self.proj(y.transpose(1, 2).reshape(n, t, 32))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("network", [Residual, Block])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_lowered_networks_match_the_oracle(network: type[nn.Module], bits: int, tmp_path: Path):
+    torch.manual_seed(3)
+    model = network().eval()
+    batches = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    lowered = lower(
+        model, ((batches[0],), {}), QuantPlan.uniform(model, bits), [((b,), {}) for b in batches]
+    )
+    path = tmp_path / "network.dfq"
+    lowered.save(path)
+
+    x = batches[0][:2].numpy()
+    found = runtime.load(path)(x)
+    found = found[0] if isinstance(found, (list, tuple)) else found
+    expected = reference_program.run((lowered.tensors, lowered.network), [x])[0]
+    assert found.tobytes() == expected.tobytes()
+    if bits == 8:
+        with torch.no_grad():
+            exact = model(batches[0][:2]).numpy()
+        assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
+
+
+def test_what_cannot_be_lowered_is_named():
+    class Sorting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sort(self.conv(x), dim=1).values
+
+    model = Sorting().eval()
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(Unsupported, match="sort"):
+        lower(model, ((x,), {}), QuantPlan.uniform(model, 8), [((x,), {})])
