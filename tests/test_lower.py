@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defakeq.lower import Unsupported, lower
+from defakeq.conversion import convert, save
 from defakeq.plan import QuantPlan
 from defakeq_kernels import reference_program, runtime
 
@@ -63,33 +63,38 @@ def test_lowered_networks_match_the_oracle(network: type[nn.Module], bits: int, 
     torch.manual_seed(3)
     model = network().eval()
     batches = [torch.randn(4, 3, 32, 32) for _ in range(2)]
-    lowered = lower(
-        model, ((batches[0],), {}), QuantPlan.uniform(model, bits), [((b,), {}) for b in batches]
-    )
+    plan = QuantPlan.uniform(model, bits)
+    converted = convert(model, batches[0], plan, calibration=batches, backend="program")
     path = tmp_path / "network.dfq"
-    lowered.save(path)
+    save(converted, path)
 
     x = batches[0][:2].numpy()
     found = runtime.load(path)(x)
     found = found[0] if isinstance(found, (list, tuple)) else found
-    expected = reference_program.run((lowered.tensors, lowered.network), [x])[0]
-    assert found.tobytes() == expected.tobytes()
+    assert found.tobytes() == reference_program.run(path, [x])[0].tobytes()
+    with torch.no_grad():
+        exact = model(batches[0][:2]).numpy()
+        assert converted(batches[0][:2]).numpy().tobytes() == found.tobytes()
     if bits == 8:
-        with torch.no_grad():
-            exact = model(batches[0][:2]).numpy()
         assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
 
 
-def test_what_cannot_be_lowered_is_named():
-    class Sorting(nn.Module):
+def test_what_cannot_be_lowered_stays_with_torch():
+    class Summing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sort(self.conv(x), dim=1).values
+            return torch.cumsum(self.conv(x), dim=1)
 
-    model = Sorting().eval()
+    model = Summing().eval()
     x = torch.randn(1, 3, 16, 16)
-    with pytest.raises(Unsupported, match="sort"):
-        lower(model, ((x,), {}), QuantPlan.uniform(model, 8), [((x,), {})])
+    plan = QuantPlan.uniform(model, 8)
+    converted = convert(model, x, plan, calibration=[x], backend="program")
+    assert any("cumsum" in fallback.target for fallback in converted.fallbacks)
+    with torch.no_grad():
+        exact, found = model(x), converted(x)
+    assert (found - exact).abs().max() <= 0.1 * exact.abs().max()
+    with pytest.raises(ValueError, match="cumsum"):
+        save(converted, "never.dfq")
