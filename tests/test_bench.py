@@ -378,7 +378,7 @@ def test_command_line(shapes_file, tmp_path, monkeypatch):
         assert f"{wrong[0][2:]}: found" in failed.output
 
 
-ROW = {
+MODEL_ROW = {
     "network": str,
     "plan": str,
     "engine": str,
@@ -404,7 +404,7 @@ def test_a_network_in_torch(tmp_path, monkeypatch):
     for key, kind in MACHINE.items():
         assert isinstance(result["machine"][key], kind), key
     (row,) = result["rows"]
-    assert {key: type(value) for key, value in row.items()} == ROW
+    assert {key: type(value) for key, value in row.items()} == MODEL_ROW
     assert (row["network"], row["plan"], row["engine"]) == ("mobilenetv3_large", "32", "torch")
     assert row["ms"] > 0
     assert row["size_mb"] > 16.8

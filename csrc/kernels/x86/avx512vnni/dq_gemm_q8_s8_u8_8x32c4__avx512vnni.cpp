@@ -73,15 +73,20 @@ DQ_INLINE void store_units(const GemmS8Args& a, int64_t row, int col, int first,
   const int left = rows - first / NB;
   const int n = a.n - col;
   const __mmask32 mask = n >= kWidth ? ~__mmask32{0} >> (32 - kWidth) : (__mmask32{1} << n) - 1;
-#pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) {
-    if (i >= left) return;
+  const auto store = [&]<int I>() __attribute__((always_inline)) {
+    if (I >= left) return;
     if constexpr (NB == 2) {
-      _mm256_mask_storeu_epi8(out, mask, _mm512_extracti64x4_epi64(bytes, i));
+      _mm256_mask_storeu_epi8(out + I * a.out_stride, mask, _mm512_extracti64x4_epi64(bytes, I));
     } else {
-      _mm_mask_storeu_epi8(out, static_cast<__mmask16>(mask), _mm512_extracti32x4_epi32(bytes, i));
+      _mm_mask_storeu_epi8(out + I * a.out_stride, static_cast<__mmask16>(mask),
+                           _mm512_extracti32x4_epi32(bytes, I));
     }
-    out += a.out_stride;
+  };
+  store.template operator()<0>();
+  store.template operator()<1>();
+  if constexpr (kRows == 4) {
+    store.template operator()<2>();
+    store.template operator()<3>();
   }
 }
 
