@@ -1,4 +1,4 @@
-"""The command line: ``defakeq detect``, ``evaluate``, ``data``, ``demo``, ``info`` and ``bench``."""
+"""The command line: ``defakeq detect``, ``evaluate``, ``data``, ``demo``, ``info``, ``bench``."""
 
 from __future__ import annotations
 
