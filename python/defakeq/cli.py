@@ -228,6 +228,9 @@ def evaluate(
         seed,
         misses,
     )
+    for path in (json_file, csv_file, html_file):
+        if path is not None:
+            module.check_output(path)
     folder = resume
     if folder is None and json_file is not None:
         folder = json_file.with_name(f"{json_file.name}.shards")

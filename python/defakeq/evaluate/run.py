@@ -398,15 +398,27 @@ def timing(settings: Settings, found: Evaluation) -> dict[str, float]:
     return {}
 
 
+def check_output(path: Path) -> None:
+    """Raise ``ValueError`` when a file cannot be written, before the work rather than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+    if path.is_dir():
+        raise ValueError(f"{path}: cannot be written: it is a folder")
+
+
 def write(path: Path, text: str) -> None:
     """Write a file in one step, so that there never is half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
