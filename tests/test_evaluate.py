@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -150,6 +151,37 @@ def test_html_stands_alone(evaluated):
     assert misses >= 1
     # Each with the picture, both networks' maps and the float one's gradient.
     assert page.count("data:image/jpeg;base64,") == 4 * misses
+
+
+def test_a_browser_shows_text_and_plots(evaluated, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    # The page reports on itself, as laid out: its text, and the sizes of plots and pictures.
+    script = """<script>addEventListener("load", () => {
+      const size = e => { const b = e.getBoundingClientRect(); return [b.width, b.height]; };
+      const all = name => [...document.querySelectorAll(name)].map(size);
+      const found = {plots: all("svg"), curves: all("polyline.curve"),
+        pictures: [...document.images].map(i => i.naturalWidth),
+        wide: document.documentElement.scrollWidth, text: document.body.innerText};
+      document.body.textContent = "FOUND" + btoa(unescape(encodeURIComponent(
+        JSON.stringify(found)))) + "END"; })</script>"""
+    path = tmp_path / "page.html"
+    path.write_text(evaluated["html"].replace("</body>", script + "</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    match = re.search("FOUND(.*)END", done.stdout)
+    assert match, done.stderr
+    found = json.loads(base64.b64decode(match.group(1)))
+    assert len(found["plots"]) == 6
+    assert all(width > 200 and height > 200 for width, height in found["plots"])
+    assert all(width > 100 and height > 50 for width, height in found["curves"])
+    assert found["pictures"]
+    assert min(found["pictures"]) > 50
+    assert found["wide"] <= 1200
+    for text in ("Evaluation of embedded", "FaceForensics++", "By forgery family", "Worst misses"):
+        assert text in found["text"]
 
 
 SHARED = ("--dataset", "Celeb-DF-v2", "--repeats", "20", "--chunk", "5", "--quiet", "--batch", "4")
