@@ -1,4 +1,4 @@
-"""The command line: ``defakeq detect``, ``demo``, ``data``, ``info``, ``export`` and ``bench``."""
+"""The command line: ``defakeq detect``, ``evaluate``, ``demo``, ``data``, ``info``, ``export``, ``bench``."""
 
 from __future__ import annotations
 
@@ -178,6 +178,95 @@ def bench(context: typer.Context) -> None:
     from defakeq.bench.cli import app as bench_app
 
     bench_app(args=context.args, prog_name="defakeq bench")
+
+
+@app.command()
+@_named_errors
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A detector file (.dfq), 'embedded', or package.module:function."),
+    ] = "embedded",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a data set (docs/data.md); 'folder' for real/ and fake/."),
+    ] = None,
+    float_model: Annotated[
+        str | None,
+        typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
+    ] = None,
+    builder: Annotated[
+        str | None, typer.Option(help="package.module:function that returns the float module.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    compression: Annotated[str, typer.Option(help="raw, c23 or c40.")] = "c23",
+    frames: Annotated[int | None, typer.Option(help="Frames a video; all if left out.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Metrics as JSON.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Metrics as CSV.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Report, one file.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder of finished chunks; FILE.shards beside --json if left out."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures a batch.")] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that read, 0 for none.")] = 2,
+    chunk: Annotated[int, typer.Option(help="Samples in one piece of work.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Bootstrap draws.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    misses: Annotated[int, typer.Option(help="Worst misses in the HTML report.")] = 4,
+    quiet: Annotated[bool, typer.Option(help="No progress bar, no tables.")] = False,
+) -> None:
+    """Score data sets; print AUC, EER and more, beside the float model's.
+
+    Several processes share the work: torchrun --nproc-per-node N -m defakeq evaluate ...
+    """
+    if data is None:
+        raise ValueError("data: found none, accepted: --data FOLDER")
+    _quiet_opencv()
+    import shutil
+
+    from rich.console import Console
+
+    from defakeq.evaluate import run as module
+
+    module.single_thread()
+    settings = module.Settings(
+        data,
+        tuple(dataset or ["folder"]),
+        model,
+        float_model,
+        builder,
+        split,
+        compression,
+        frames,
+        batch,
+        workers,
+        chunk,
+        repeats,
+        seed,
+        misses,
+    )
+    for path in (json_file, csv_file, html_file):
+        if path is not None:
+            module.check_output(path)
+    folder = resume
+    if folder is None and json_file is not None:
+        folder = json_file.with_name(f"{json_file.name}.shards")
+    found = module.evaluate(settings, folder, quiet)
+    if found is None:
+        return
+    spent = module.timing(settings, found)
+    if json_file is not None:
+        module.write(json_file, module.to_json(found.document))
+    if csv_file is not None:
+        module.write(csv_file, module.to_csv(found.document))
+    if html_file is not None:
+        module.write(html_file, module.to_html(settings, found, spent))
+    if folder is not None and resume is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not quiet:
+        module.show(found.document, spent, Console())
 
 
 @app.command(

@@ -195,7 +195,7 @@ def read_document(
         ):
             where = "/".join(piece for piece in (name, label, part, level, video) if piece)
             own = entry.get("label", label)
-            if own not in LABELS:
+            if not isinstance(own, str) or own not in LABELS:
                 report.add("unknown label", where, repr(own))
                 continue
             people = benchmark.people(video, own)

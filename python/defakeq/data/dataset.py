@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 ByteImage = NDArray[np.uint8]
+Prepare = Callable[[ByteImage], NDArray[Any]]
 
 # The name of plain folders among the names of data sets.
 FOLDER = "folder"
@@ -35,9 +36,12 @@ NAMES = (*BENCHMARKS, FOLDER)
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures, uint8 RGB (count, size, size, 3), with their samples, in the data set's order."""
+    """Pictures with their samples, in the data set's order.
 
-    images: ByteImage
+    ``images`` is uint8 RGB (count, size, size, 3), or a stack of whatever ``prepare`` returns.
+    """
+
+    images: NDArray[Any]
     samples: list[Sample]
 
     @property
@@ -46,9 +50,14 @@ class Batch:
         return np.array([sample.label for sample in self.samples], np.int64)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return float32 images (count, 3, size, size) from 0 to 1, and int64 labels."""
+        """Return float32 images (count, 3, size, size) from 0 to 1, and int64 labels.
+
+        Raises ``ValueError`` when the images are no uint8 RGB.
+        """
         import torch
 
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images: found {self.images.dtype}, accepted: uint8 RGB")
         images = torch.from_numpy(self.images).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         return images, torch.from_numpy(self.labels)
 
@@ -74,7 +83,7 @@ class Dataset:
         size: int | None = 256,
         workers: int = 2,
         margin: float = MARGIN,
-        prepare: Callable[[ByteImage], ByteImage] | None = None,
+        prepare: Prepare | None = None,
     ) -> Iterator[Batch]:
         """Yield all readable pictures in order, in batches of ``batch``; the last may be smaller.
 
@@ -87,7 +96,7 @@ class Dataset:
                 raise ValueError(f"{name}: found {value}, accepted: at least {least}")
         if prepare is None:
             prepare = _resizer(256 if size is None else size)
-        images: list[ByteImage] = []
+        images: list[NDArray[Any]] = []
         samples: list[Sample] = []
         for image, sample in self._read(workers, margin, prepare):
             images.append(image)
@@ -99,8 +108,8 @@ class Dataset:
             yield Batch(np.stack(images), samples)
 
     def _read(
-        self, workers: int, margin: float, prepare: Callable[[ByteImage], ByteImage]
-    ) -> Iterator[tuple[ByteImage, Sample]]:
+        self, workers: int, margin: float, prepare: Prepare
+    ) -> Iterator[tuple[NDArray[Any], Sample]]:
         # One job a file, so that a video is decoded once for its neighbouring samples.
         jobs = [list(group) for _, group in groupby(self.samples, lambda sample: sample.path)]
         if workers == 0:
@@ -112,7 +121,7 @@ class Dataset:
             yield from found
 
 
-_Read = tuple[list[tuple[ByteImage, Sample]], list[Problem]]
+_Read = tuple[list[tuple[NDArray[Any], Sample]], list[Problem]]
 
 
 def _ahead(workers: int, jobs: list[Any]) -> Iterator[_Read]:
@@ -130,7 +139,7 @@ def _ahead(workers: int, jobs: list[Any]) -> Iterator[_Read]:
                 future.cancel()
 
 
-def _resizer(size: int) -> Callable[[ByteImage], ByteImage]:
+def _resizer(size: int) -> Prepare:
     if size < 1:
         raise ValueError(f"size: found {size}, accepted: at least 1")
 
@@ -144,10 +153,10 @@ def _resizer(size: int) -> Callable[[ByteImage], ByteImage]:
 
 
 def _load(
-    job: list[Sample], margin: float, prepare: Callable[[ByteImage], ByteImage]
-) -> tuple[list[tuple[ByteImage, Sample]], list[Problem]]:
+    job: list[Sample], margin: float, prepare: Prepare
+) -> tuple[list[tuple[NDArray[Any], Sample]], list[Problem]]:
     """Read the samples of one file."""
-    found: list[tuple[ByteImage, Sample]] = []
+    found: list[tuple[NDArray[Any], Sample]] = []
     problems: list[Problem] = []
     path = job[0].path
     if job[0].frame < 0:

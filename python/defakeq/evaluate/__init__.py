@@ -1,0 +1,1 @@
+"""Evaluating detectors on data sets: scores, metrics, and reports."""

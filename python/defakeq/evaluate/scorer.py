@@ -1,0 +1,218 @@
+"""Detectors as something that scores pictures: compressed files, float networks, any module."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from defakeq.embedded.data import resize_input
+from defakeq.embedded.network import CHECKPOINT, PACKED, load_float, to_input
+
+ByteImage = NDArray[np.uint8]
+
+EMBEDDED = "embedded"
+NO_FLOAT = "none"
+_ACCEPTED = "a .dfq file, 'embedded', or 'package.module:function'"
+
+
+class Scorer:
+    """A detector: a module, its name, the bytes that it takes, and a digest of what it is.
+
+    A module with the methods ``preprocess(image) -> tensor`` (image: uint8 RGB) and ``score(batch)
+    -> probabilities of "forged"`` is used through them; any other one gets float32
+    (batch, 3, 128, 128), RGB from -1 to 1, and gives the logits of "forged".
+    """
+
+    def __init__(self, name: str, module: nn.Module, size: int, digest: str) -> None:
+        self.name = name
+        self.module = module.eval()
+        self.size = size
+        self.digest = digest
+        self.own = callable(getattr(module, "preprocess", None)) and callable(
+            getattr(module, "score", None)
+        )
+
+    def prepare(self, image: ByteImage) -> NDArray[Any]:
+        """Return a picture as the array that :meth:`score` takes a stack of."""
+        if not self.own:
+            return resize_input(image)
+        made = self.module.preprocess(image)  # type: ignore[operator]
+        if not isinstance(made, Tensor) or made.ndim not in (3, 4):
+            raise ValueError(
+                f"{self.name}: preprocess: found {type(made).__name__}, accepted: a tensor of a "
+                "picture"
+            )
+        array: NDArray[Any] = (made[0] if made.ndim == 4 else made).numpy()
+        return array
+
+    def tensor(self, stack: NDArray[Any]) -> Tensor:
+        """Return a stack of prepared pictures as the module's input."""
+        if self.own:
+            return torch.from_numpy(np.ascontiguousarray(stack))
+        return to_input(stack).contiguous(memory_format=torch.channels_last)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Return the probabilities of "forged" of an input, as the module's own tensor."""
+        if self.own:
+            return self.module.score(x).flatten()  # type: ignore[operator,no-any-return]
+        out = self.module(x)
+        if not isinstance(out, Tensor) or out.numel() != len(x):
+            found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"{self.name}: found an output of {found} for {len(x)} pictures, accepted: one "
+                "logit each"
+            )
+        return torch.sigmoid(out.double()).flatten()
+
+    def score(self, stack: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the probabilities of "forged" of a stack of prepared pictures.
+
+        Raises ``ValueError`` for another number of them, and for what is no probability.
+        """
+        with torch.inference_mode():
+            found = self.probabilities(self.tensor(stack))
+        scores: NDArray[np.float64] = found.double().numpy()
+        if scores.shape != (len(stack),) or not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(
+                f"{self.name}: found scores of shape {scores.shape} from {scores.min()} to "
+                f"{scores.max()} for {len(stack)} pictures, accepted: one from 0 to 1 each"
+            )
+        return scores
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _state_digest(name: str, module: nn.Module) -> tuple[str, int]:
+    """Return a digest of a module's state, and the state's bytes."""
+    total, size = hashlib.sha256(name.encode()), 0
+    for key, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            total.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+            total.update(data.tobytes())
+            size += data.size
+    return total.hexdigest(), size
+
+
+def _build(what: str) -> nn.Module:
+    module_name, _, function = what.partition(":")
+    if "" not in sys.path:  # a user's module lies where the command is given
+        sys.path.insert(0, "")
+    try:
+        built = getattr(importlib.import_module(module_name), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model: found {what!r}, which cannot be imported: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"model: {what} returned {type(built).__name__}, accepted: a module")
+    return built.eval().requires_grad_(False)
+
+
+def _is_builder(what: str) -> bool:
+    module, colon, function = what.partition(":")
+    names = [*module.split("."), function]
+    return bool(colon) and all(name.isidentifier() for name in names)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's state dict. Raises ``ValueError`` that names the file."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"float-model: {path}: no checkpoint: {reason}") from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"float-model: {path}: found no state dict, accepted: tensors by name")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def open_model(what: str = EMBEDDED, builder: str | None = None) -> Scorer:
+    """Return the detector to evaluate.
+
+    ``what`` is the path of a ``.dfq`` file, ``embedded``, or ``package.module:function`` that
+    returns a module; ``builder`` is such a function for a file that names none. Raises
+    ``ValueError`` that says what was found and what is accepted.
+    """
+    from defakeq.conversion import load
+
+    if _is_builder(what):
+        module = _build(what)
+        digest, size = _state_digest(what, module)
+        return Scorer(what, module, size, digest)
+    path = PACKED if what == EMBEDDED else Path(what)
+    if not path.is_file():
+        raise ValueError(f"model: found {what}, which is no file; accepted: {_ACCEPTED}")
+    try:
+        module = load(path, None if builder is None else _build(builder))
+    except ValueError as error:
+        raise ValueError(f"model: found {what}, accepted: {_ACCEPTED}; {error}") from error
+    name = EMBEDDED if what == EMBEDDED else path.name
+    return Scorer(name, module, path.stat().st_size, _file_digest(path))
+
+
+def open_float(what: str | None, model: str, builder: str | None = None) -> Scorer | None:
+    """Return the float detector that ``model`` is compared with, or None for ``none``.
+
+    ``what`` is ``package.module:function``, or a checkpoint for the module that ``builder``
+    returns. None is the embedded detector's own float network when ``model`` is it, else ``none``.
+    """
+    if what == NO_FLOAT or (what is None and model != EMBEDDED):
+        return None
+    if what is None or what == EMBEDDED:
+        size = CHECKPOINT.stat().st_size
+        return Scorer("embedded, float32", load_float(), size, _file_digest(CHECKPOINT))
+    if _is_builder(what):
+        module = _build(what)
+        digest, size = _state_digest(what, module)
+        return Scorer(what, module, size, digest)
+    path = Path(what)
+    if not path.is_file():
+        raise ValueError(
+            f"float-model: found {what}, which is no file; accepted: a checkpoint, 'embedded', "
+            "'none', or 'package.module:function'"
+        )
+    if builder is None:
+        raise ValueError(f"float-model: found {what}, accepted with a builder: its module")
+    module = _build(builder)
+    try:
+        module.load_state_dict(_weights(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"float-model: {path}: {reason}") from error
+    return Scorer(path.name, module, path.stat().st_size, _file_digest(path))
+
+
+def latencies(scorers: Sequence[Scorer], picture: ByteImage, repeats: int = 20) -> list[float]:
+    """Return each network's median milliseconds for one picture, measured in turns."""
+    inputs = [scorer.tensor(scorer.prepare(picture)[None]) for scorer in scorers]
+    calls: list[Callable[[], Any]] = [
+        lambda scorer=scorer, x=x: scorer.probabilities(x)  # type: ignore[misc]
+        for scorer, x in zip(scorers, inputs, strict=True)
+    ]
+    times: list[list[float]] = [[] for _ in scorers]
+    with torch.inference_mode():
+        for turn in range(repeats + 2):
+            for call, spent in zip(calls, times, strict=True):
+                start = time.perf_counter()
+                call()
+                if turn >= 2:  # the first turns warm up
+                    spent.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(spent) for spent in times]
