@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defakeq.lower import Unsupported, lower
+import defakeq
+from defakeq.lower import lower
 from defakeq.plan import QuantPlan
 from defakeq_kernels import reference_program, runtime
 
@@ -67,12 +68,12 @@ def test_lowered_networks_match_the_oracle(network: type[nn.Module], bits: int, 
         model, ((batches[0],), {}), QuantPlan.uniform(model, bits), [((b,), {}) for b in batches]
     )
     path = tmp_path / "network.dfq"
-    lowered.save(path)
+    defakeq.save(lowered, path)
 
     x = batches[0][:2].numpy()
     found = runtime.load(path)(x)
     found = found[0] if isinstance(found, (list, tuple)) else found
-    expected = reference_program.run((lowered.tensors, lowered.network), [x])[0]
+    expected = reference_program.run(lowered.file(), [x])[0]
     assert found.tobytes() == expected.tobytes()
     if bits == 8:
         with torch.no_grad():
@@ -80,16 +81,28 @@ def test_lowered_networks_match_the_oracle(network: type[nn.Module], bits: int, 
         assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
 
 
-def test_what_cannot_be_lowered_is_named():
-    class Sorting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
+class Sorting(nn.Module):
+    """A part that no program node computes."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sort(self.conv(x), dim=1).values
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Conv2d(8, 4, 1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sort(F.relu(self.conv(x)), dim=1).values)
+
+
+def test_what_cannot_be_lowered_stays_torchs_and_is_named(tmp_path: Path):
+    torch.manual_seed(3)
     model = Sorting().eval()
-    x = torch.randn(1, 3, 16, 16)
-    with pytest.raises(Unsupported, match="sort"):
-        lower(model, ((x,), {}), QuantPlan.uniform(model, 8), [((x,), {})])
+    x = torch.randn(2, 3, 16, 16)
+    lowered = defakeq.convert(model, x, QuantPlan.uniform(model, 8), [x], backend="program")
+    explained = lowered.explain()
+    assert explained["stages"] == ["program", "torch", "program"]
+    assert [entry["name"] for entry in explained["fallbacks"]] == ["sort"]
+    assert "aten.sort" in explained["fallbacks"][0]["reason"]
+    with torch.no_grad():
+        assert torch.allclose(lowered(x), model(x), atol=0.05)
+    with pytest.raises(ValueError, match=r"node 'sort'.*aten.sort"):
+        defakeq.save(lowered, tmp_path / "x.dfq")

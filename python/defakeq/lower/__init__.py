@@ -84,8 +84,9 @@ def _odd_type(node: Node, captured: Captured) -> str | None:
     """Why a node's operands or result can be no values of a program."""
     for used in [node, *node.all_input_nodes]:
         value = used.meta.get("val")
-        varies = used not in captured.constants and isinstance(value, Tensor)
-        if varies and not value.is_floating_point():
+        if used in captured.constants or not isinstance(value, Tensor):
+            continue
+        if not value.is_floating_point():
             return f"found a tensor of {value.dtype}; accepted is float32"
     return None
 
