@@ -506,8 +506,8 @@ def test_inputs_may_be_keyword_arguments_and_several() -> None:
 def test_convert_refuses_by_name() -> None:
     model, x = settled(Small()), small_inputs()
     plan = QuantPlan.uniform(model, 8)
-    with pytest.raises(ValueError, match="backend: found 'native'; accepted is 'modules'"):
-        defakeq.convert(model, x, plan, [x], backend="native")
+    with pytest.raises(ValueError, match="backend: found 'onnx'; accepted is 'modules'"):
+        defakeq.convert(model, x, plan, [x], backend="onnx")
     with pytest.raises(ValueError, match="observer: found 'best'"):
         defakeq.convert(model, x, plan, [x], observer="best")
     with pytest.raises(ValueError, match=r"calibration: found None.*'stem\.0'"):
