@@ -98,3 +98,27 @@ def test_what_cannot_be_lowered_stays_with_torch():
     assert (found - exact).abs().max() <= 0.1 * exact.abs().max()
     with pytest.raises(ValueError, match="cumsum"):
         save(converted, "never.dfq")
+
+
+class Sorting(nn.Module):
+    """A part of several results that no program node computes, between two that are lowered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sort(F.relu(self.conv(x)), dim=1).values)
+
+
+def test_programs_before_and_after_a_fallback():
+    torch.manual_seed(3)
+    model = Sorting().eval()
+    x = torch.randn(2, 3, 16, 16)
+    converted = convert(model, x, QuantPlan.uniform(model, 8), [x], backend="program")
+    explained = converted.explain()
+    assert explained["stages"] == ["program", "torch", "program"]
+    assert [entry["name"] for entry in explained["fallbacks"]] == ["sort"]
+    with torch.no_grad():
+        assert torch.allclose(converted(x), model(x), atol=0.05)

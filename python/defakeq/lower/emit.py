@@ -280,7 +280,11 @@ class Emitter:
         if target in IDENTITIES:
             return self.ref(args_of(node)[0])
         if "getitem" in str(target):
-            return self.refs[args_of(node)[0]][args_of(node)[1]]
+            parts = self.refs[args_of(node)[0]]
+            if isinstance(parts, Ref):  # of a node that is not lowered
+                self._input(node)
+                return self.refs[node]
+            return parts[args_of(node)[1]]
         if target in VIEWS:
             return self._view(node)
         if target is aten.pad.default:
