@@ -143,6 +143,8 @@ class Exporter:
             index = graph.constant(weight.half_in_index.astype(np.int64))
             half = graph.op("Gather", x, index, axis=1 if layout == "nchw" else -1)
         y = self._product(name, weight, x, x_quantization, half, layout)
+        if layout == "plain" and self.shape(ins[0])[:-1] != self.shape(out)[:-1]:
+            y = graph.reshape(y, self.shape(out))
         activation = description["activation"]
         table = self.tensor(node, "table")
         result = _static(description["out"]) if table is not None else self.quantization(out)
