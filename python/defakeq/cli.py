@@ -1,4 +1,4 @@
-"""The command line: ``defakeq detect``, ``evaluate``, ``demo``, ``data``, ``info``, ``export``, ``bench``."""
+"""The command line of ``defakeq``: detect, evaluate, demo, data, info, export, bench."""
 
 from __future__ import annotations
 
