@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from defakeq.lower.capture import Node
+from defakeq.lower.check import NodeCheck, check
 from defakeq_kernels import dfq
 
 
@@ -138,6 +139,45 @@ class ProgramModule(nn.Module):
             ],
         }
 
+    def check(self, *inputs: Tensor) -> list[NodeCheck]:
+        """Compares every program node with exact arithmetic on its operands, for one image.
+
+        Torch stages run on what the programs before them returned, so a wrong node spoils no
+        other's comparison.
+
+        Args:
+            inputs: as for a call, with a batch of one.
+
+        Returns:
+            one `defakeq.lower.check.NodeCheck` for each input and node of the programs.
+
+        Raises:
+            ValueError: a batch that is not one.
+        """
+        held = dict(zip(self.input_names, self._given(inputs, {}), strict=True))
+        for name, x in held.items():
+            if x.shape[0] != 1:
+                raise ValueError(f"input {name!r}: found a batch of {x.shape[0]}; accepted is 1")
+        found = []
+        with torch.no_grad():
+            for number, stage in enumerate(self.stages):
+                if isinstance(stage, TorchStage):
+                    stage.run(held)
+                    continue
+                given = [held[name] for name in stage.inputs]
+                arrays = self._arrays(number, stage, given)
+                images = [torch.from_numpy(array[0]) for array in arrays]
+                found += check(stage.tensors, stage.network, images, self._run_once)
+                results = self._run(number, stage, given)
+                held.update(_shaped(stage, results))
+        return found
+
+    def _run_once(
+        self, tensors: dfq.Tensors, network: dfq.Network, arrays: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        results = _loaded(tensors, network, self.threads)(*arrays)
+        return results if isinstance(results, list) else [results]
+
     def extra_repr(self) -> str:
         """How many nodes and fallbacks there are."""
         count = sum(
@@ -147,18 +187,23 @@ class ProgramModule(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Runs a batch: one tensor for each input of the model, in order or by name."""
-        given = [*inputs, *(named[name] for name in self.input_names[len(inputs) :])]
-        if len(given) != len(self.input_names):
-            raise ValueError(
-                f"inputs: found {len(given)}; accepted is {len(self.input_names)}: "
-                f"{', '.join(self.input_names)}"
-            )
+        given = self._given(inputs, named)
         with torch.no_grad():
             if len(self.stages) == 1 and isinstance(self.stages[0], ProgramStage):
                 results = self._whole(self.stages[0], given)
             else:
                 results = self._by_image(given)
         return results[0] if self.single else tuple(results)
+
+    def _given(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+        missing = self.input_names[len(inputs) :]
+        given = [*inputs, *(named[name] for name in missing if name in named)]
+        if len(given) != len(self.input_names) or len(named) != len(given) - len(inputs):
+            raise ValueError(
+                f"inputs: found {len(inputs)} and {sorted(named)}; accepted is "
+                f"{len(self.input_names)}: {', '.join(self.input_names)}"
+            )
+        return given
 
     def _whole(self, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:
         order = [self.input_names.index(name) for name in stage.inputs]
@@ -177,12 +222,18 @@ class ProgramModule(nn.Module):
                     stage.run(held)
                     continue
                 results = self._run(number, stage, [held[name] for name in stage.inputs])
-                for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True):
-                    held[name] = y.reshape(shape)
+                held.update(_shaped(stage, results))
             images.append([held[name] for name in self.output_names])
         return [torch.cat(parts) for parts in zip(*images, strict=True)]
 
     def _run(self, number: int, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:
+        results = self._program(number, stage)(*self._arrays(number, stage, given))
+        results = results if isinstance(results, list) else [results]
+        return [torch.from_numpy(np.asarray(y)) for y in results]
+
+    def _arrays(
+        self, number: int, stage: ProgramStage, given: Sequence[Tensor]
+    ) -> list[NDArray[np.float32]]:
         program = self._program(number, stage)
         arrays = []
         for x, port in zip(given, program.inputs, strict=True):
@@ -191,9 +242,7 @@ class ProgramModule(nn.Module):
             if array.numel() and len(shape) != array.dim() - 1:
                 array = array.reshape(-1, *shape)
             arrays.append(array.contiguous().numpy())
-        results = program(*arrays)
-        results = results if isinstance(results, list) else [results]
-        return [torch.from_numpy(np.asarray(y)) for y in results]
+        return arrays
 
     def _program(self, number: int, stage: ProgramStage) -> Any:
         if number not in self._programs:
@@ -214,6 +263,14 @@ class ProgramModule(nn.Module):
             self.fallbacks,
             self.threads,
         )
+
+
+def _shaped(stage: ProgramStage, results: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The results of one image by name, in the graph's shapes."""
+    return {
+        name: y.reshape(shape) if shape else y
+        for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True)
+    }
 
 
 def _loaded(
