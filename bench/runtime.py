@@ -7,8 +7,9 @@ Prints each figure beside its bar; the exit code is 1 when one is missed.
 - Loading: files of 20 MB of random weights of 3x3 and 1x1 convolutions at each width. Times are
   the best of the rounds; `cpu` is what the process itself used, which other work on the machine
   does not stretch. The floor is the bytes that a load has to touch (the file twice, for its
-  checksum and for packing, and the runtime layout once) over the bandwidth of a large copy.
+  checksum and for packing, and the runtime layout once) over what one core reads from memory.
 - Nodes: programs of 500 nodes of one kind on the smallest values it has; the best of many runs.
+- Threads: one small step right after another, and after a pause in which the threads park.
 - Memory: resident bytes that loading and running add to a fresh process, over the packed weights
   and the arena; the arena over the largest set of values alive at once. Of the files that are
   given, and of the chain of 4-bit convolutions.
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from defakeq.bench.machine import machine_record
-from defakeq_kernels import dfq
+from defakeq_kernels import _core, dfq
 from defakeq_kernels.packed import PackedWeight, Segment, row_bytes
 from defakeq_kernels.quantize import ActQuant, int8_out, quantize_weight
 from defakeq_kernels.runtime import load
@@ -81,21 +82,9 @@ def chain(size: int, bits: int) -> tuple[dfq.Tensors, dfq.Network]:
     return tensors, network
 
 
-def bandwidth() -> float:
-    """Bytes a second that one thread copies, read and written ones together."""
-    source = np.ones(1 << 26, np.uint8)
-    target = np.empty_like(source)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        np.copyto(target, source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.nbytes / min(times)
-
-
 def loads(folder: Path, threads: list[int], rounds: int) -> list[Row]:
     rows: list[Row] = []
-    speed = bandwidth()
+    speed = _core.probe_peak()["dram_gbs"] * 1e9
     for bits in WIDTHS:
         path = folder / f"chain{bits}.dfq"
         dfq.write(path, *chain(20_000_000, bits))
@@ -165,6 +154,34 @@ def nodes(rounds: int) -> list[Row]:
     return rows
 
 
+def pool() -> list[Row]:
+    """One parallel step, right after another and after a pause that parks the threads."""
+    shape = (64, 64, 64)
+    program = {
+        "version": 1,
+        "values": [value(shape), value(shape)],
+        "inputs": [{"name": "x", "value": 0, "layout": "plain"}],
+        "outputs": [{"name": "y", "value": 1, "layout": "plain"}],
+        "nodes": [{"op": "unary", "name": "u", "in": [0], "out": [1], "fn": "relu"}],
+    }
+    data = dfq.dumps({}, {"layers": {}, "program": program})
+    x = np.zeros((1, *shape), np.float32)
+    rows: list[Row] = []
+    for threads in (1, 2):
+        run = program_of(data, threads)
+        soon = min(timed(lambda: run(x)) for _ in range(300))  # noqa: B023
+        late = []
+        for _ in range(100):
+            time.sleep(2e-3)
+            late.append(timed(lambda: run(x)))  # noqa: B023
+        cpu = time.process_time()
+        time.sleep(1.0)
+        cpu = time.process_time() - cpu
+        row = {"what": "pool", "threads": threads, "soon_us": soon * 1e6}
+        rows.append(row | {"late_us": min(late) * 1e6, "idle_cpu_ms": cpu * 1e3})
+    return rows
+
+
 def timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
@@ -223,6 +240,13 @@ def report(rows: list[Row]) -> int:
             )
         elif row["what"] == "node":
             line(row["us"] <= 0.3, f"node {row['op']}: {row['us']:.3f} us (<= 0.3)")
+        elif row["what"] == "pool":
+            line(
+                None,
+                f"relu 64x64x64, threads {row['threads']}: {row['soon_us']:.0f} us after another, "
+                f"{row['late_us']:.0f} us after 2 ms of rest; an idle second uses "
+                f"{row['idle_cpu_ms']:.1f} ms of processor",
+            )
         else:
             line(
                 row["extra_mb"] <= 8,
@@ -251,7 +275,7 @@ def main() -> None:
     threads = [int(t) for t in options.threads.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         rows = loads(Path(folder), threads, options.rounds)
-        rows += nodes(options.rounds)
+        rows += nodes(options.rounds) + pool()
         chained = Path(folder) / f"chain{MEMORY_WIDTH}.dfq"
         rows += [fresh(path) for path in (chained, *options.files)]
     if options.json:
