@@ -495,7 +495,7 @@ Program Program::load(const std::string& path, int threads) {
   return load_read(threads, [&] { return read_dfq(path); });
 }
 
-Program Program::load(const void* data, size_t bytes, int threads) {
+Program Program::parse(const void* data, size_t bytes, int threads) {
   return load_read(threads, [&] { return parse_dfq(data, bytes); });
 }
 
