@@ -1,4 +1,4 @@
-"""What lies around a detector's network: from a picture to its input, from its output to a score."""
+"""What lies around a detector's network: from a picture to its input, from output to score."""
 
 from __future__ import annotations
 
