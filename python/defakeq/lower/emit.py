@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from defakeq.lower.attention import head_strides, split_mask
+from defakeq.lower.attention import head_strides, kept_heads, split_mask
 from defakeq.lower.capture import Captured, Node, args_of
 from defakeq.lower.draft import Draft, Ref, Rows
 from defakeq.lower.groups import (
@@ -237,16 +237,20 @@ class Emitter:
             held = self.captured.constants[node]
             if not held.is_floating_point():
                 raise Unsupported(f"found a constant operand of {held.dtype}")
-            array = held.detach().float().cpu().contiguous().numpy()
-            if array.ndim == 4 and array.shape[0] == 1:
-                value = self.draft.constant(node.name, array[0].transpose(1, 2, 0))
-                shape = self.draft.values[value].shape
-                index = torch.arange(array.size, dtype=torch.int32).reshape(1, *shape)
-                self.refs[node] = Ref((value,), index.permute(0, 3, 1, 2), node)
-            else:
-                value = self.draft.constant(node.name, array.reshape(array.shape or (1,)))
-                index = torch.arange(array.size, dtype=torch.int32).reshape(array.shape)
-                self.refs[node] = Ref((value,), index, node)
+            array = held.detach().float().cpu()
+            image = array.dim() == 4 and array.shape[0] == 1
+            array = array[0].permute(1, 2, 0) if image else array.reshape(array.shape or (1,))
+            there = (array != 0).reshape(-1, array.shape[-1]).any(0)
+            if not bool(there.any()):
+                there[:] = True
+            stored = array[..., there]
+            value = self.draft.constant(node.name, stored.contiguous().numpy())
+            index = torch.full(array.shape, -1, dtype=torch.int32)
+            index[..., there] = torch.arange(stored.numel(), dtype=torch.int32).reshape(
+                stored.shape
+            )
+            index = index.permute(2, 0, 1) if image else index
+            self.refs[node] = Ref((value,), index.reshape(held.shape), node)
         found: Ref = self.refs[node]
         return found
 
@@ -908,54 +912,59 @@ class Emitter:
         if len(shape) != 4:
             raise Unsupported(f"found {len(shape)} dimensions; accepted is 4")
         batches, heads, tokens, size = shape
-        numbers, layouts, keys = [], {}, []
-        for letter, operand in zip("qkv", args[:3], strict=True):
-            ref = self.int8(self.ref(operand))
-            strides = head_strides(ref.index) if len(ref.values) == 1 else None
+        scale = node.kwargs.get("scale")
+        scale = self._shape_of(args[1])[3] ** -0.5 if scale is None else scale
+        refs = [self.int8(self.ref(operand)) for operand in args[:3]]
+        kept, indices = kept_heads(*(ref.index for ref in refs))
+        if not kept:
+            raise Unsupported("found attention whose heads are all dropped")
+        numbers, layouts = [], {}
+        for letter, ref, index in zip("qkv", refs, indices, strict=True):
+            strides = head_strides(index) if len(ref.values) == 1 else None
+            number = ref.values[0]
             if strides is None:
-                order = ref.index.permute(0, 2, 1, 3)
+                order = index.permute(0, 2, 1, 3).flatten(2)
                 lead = tuple(order.shape)
-                flat = order.reshape(-1, lead[2] * lead[3])
-                number = self.draft.copy(
-                    ref, flat, (lead[0], lead[1], lead[2] * lead[3]), f"{node.name}.{letter}"
-                )
+                flat = order.reshape(-1, lead[2])
+                number = self.draft.copy(ref, flat, lead, f"{node.name}.{letter}")
                 strides = {
                     "offset": 0,
-                    "batch": lead[1] * lead[2] * lead[3],
-                    "head": lead[3],
-                    "token": lead[2] * lead[3],
+                    "batch": lead[1] * lead[2],
+                    "head": int(index.shape[3]),
+                    "token": lead[2],
                 }
-            else:
-                number = ref.values[0]
             numbers.append(number)
             layouts[letter] = strides
-            keys.append(self.draft.values[number].quant)
-        k_shape = self._shape_of(args[1])
-        head_dim, k_tokens = int(k_shape[3]), int(k_shape[2])
-        scale = node.kwargs.get("scale")
-        softmax_scale = float(scale) if scale is not None else head_dim**-0.5  # type: ignore[arg-type]
-        extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads)
-        quant = self.key(node)
-        out = self.draft.value("int8", (batches, tokens, heads * size), quant)
+        extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads, kept)
+        value_dim = int(indices[2].shape[3])
+        out = self.draft.value("int8", (batches, tokens, len(kept) * value_dim), self.key(node))
         self.draft.step(
             "attention",
             self._module_of(node),
             [*numbers, *extra],
             out,
-            heads=heads,
-            head_dim=head_dim,
-            value_dim=size,
+            heads=len(kept),
+            head_dim=int(indices[0].shape[3]),
+            value_dim=value_dim,
             batches=batches,
             q_tokens=tokens,
-            k_tokens=k_tokens,
-            alpha=(keys[0], keys[1], softmax_scale),
+            k_tokens=int(indices[1].shape[2]),
+            alpha=(*(self.draft.values[n].quant for n in numbers[:2]), float(scale)),
             **layouts,
         )
-        index = torch.arange(batches * tokens * heads * size, dtype=torch.int32)
-        index = index.reshape(batches, tokens, heads, size).permute(0, 2, 1, 3)
+        own = torch.arange(batches * tokens * len(kept) * value_dim, dtype=torch.int32)
+        own = own.reshape(batches, tokens, len(kept), value_dim).permute(0, 2, 1, 3)
+        index = torch.full(shape, -1, dtype=torch.int32)
+        for i, head in enumerate(kept):
+            there = torch.arange(size)
+            if value_dim < size:
+                there = torch.nonzero((refs[2].index[:, head] >= 0).any(1).any(0)).flatten()
+            index[:, head, :, there] = own[:, i]
         return Ref((out,), index, node)
 
-    def _attention_mask(self, node: Node | None, batches: int, heads: int) -> list[int]:
+    def _attention_mask(
+        self, node: Node | None, batches: int, heads: int, kept: list[int]
+    ) -> list[int]:
         if node is None:
             return []
         if node not in self.captured.constants:
@@ -964,7 +973,7 @@ class Emitter:
         if found is None:
             raise Unsupported("found a mask that is no sum of a bias a head and a mask a batch")
         bias, mask = found
-        ins = [-1 if bias is None else self.draft.constant(f"{node.name}.bias", bias)]
+        ins = [-1 if bias is None else self.draft.constant(f"{node.name}.bias", bias[kept])]
         if mask is not None:
             ins.append(self.draft.constant(f"{node.name}.mask", mask))
         return ins
@@ -1059,7 +1068,10 @@ class Emitter:
 
     def _binary_constant(self, node: Node, fn: str, a: Node, b: Node) -> Ref:
         held = self.captured.constants[b].detach().double()
-        ref = self._single(self.ref(a), node, fn in ("add", "sub", "max", "min"))
+        ref = self.ref(a)
+        absent = ref.index < 0
+        needed = fn in ("max", "min") or bool(held.expand(absent.shape)[absent].any())
+        ref = self._single(ref, node, needed and fn not in ("mul", "div"))
         number = ref.values[0]
         value = self.draft.values[number]
         spread = held.expand(ref.index.shape).reshape(-1)
