@@ -46,8 +46,8 @@ class Channels:
         outputs: for each layer, each output's tie: channels of the same tie go together.
         inputs: the same for each input; -1 for inputs that are no layer's output. Grouped
             convolutions have none.
-        constants: for each parameter that is added to channels or stands beside them, each
-            element's tie; -1 where there is none.
+        constants: for each parameter that is no layer's and meets channels (added to them, beside
+            them, of a LayerNorm), each element's tie; -1 where there is none.
     """
 
     groups: tuple[Group, ...]
@@ -129,14 +129,15 @@ def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     A model that cannot be analysed keeps its constants.
 
     Args:
-        model: in evaluation mode; its class tokens, position embeddings and the like are changed.
+        model: in evaluation mode; its class tokens, position embeddings, LayerNorms are changed.
         plan: for this model.
         inputs: what it is called with, positional and by name.
     """
+    handled = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
     own = [
         parameter
         for module in model.modules()
-        if not isinstance(module, nn.Conv2d | nn.Linear) and not hasattr(module, "eps")
+        if not isinstance(module, handled)
         for parameter in module.parameters(recurse=False)
     ]
     if not own or all(layer.keep_out is None for layer in plan.layers.values()):
@@ -145,7 +146,7 @@ def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
         channels = _Analysis(torch.export.export(model, *inputs)).run()
     except ValueError:
         return
-    alive = set()
+    alive: set[int] = set()
     for name, ties in channels.outputs.items():
         layer = plan.layers.get(name)
         kept = None if layer is None else layer.keep_out
@@ -240,7 +241,7 @@ class _Analysis:
             elif node.op == "placeholder" or node.op == "get_attr":
                 shape = getattr(node.meta.get("val"), "shape", None)
                 values[node] = None if shape is None else _zeros(shape)
-                if node.name in self.parameters:
+                if shape is not None and node.name in self.parameters:
                     count = torch.arange(node.meta["val"].numel())
                     self.origins[node] = (self.parameters[node.name], count.reshape(shape))
                     self.shapes[self.parameters[node.name]] = tuple(shape)
@@ -276,6 +277,10 @@ class _Analysis:
             args = (self.beside(node, args), *args[1:])
         if name in _MOVES:
             return target(*args, **kwargs)
+        if name == "layer_norm":
+            for source in node.args[2:4]:
+                if source in self.origins:
+                    self.added(source, args[0])
         if name in _KEEPS:
             return args[0]
         if name in _MEETS:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from defakeq.lower.attention import head_strides, kept_heads, split_mask
@@ -859,7 +860,9 @@ class Emitter:
         order = ref.index.reshape(-1, shape[-1])
         space = space_of(shape)
         absent = np.flatnonzero((order < 0).any(0).numpy())
-        if absent.size and self._reads(node, absent):
+        affine = [self._parameter(args, i) for i in (2, 3)]
+        zeros = affine[0] is not None and not any(a is not None and a[absent].any() for a in affine)
+        if absent.size and not zeros and self._reads(node, absent):
             rows = self.dense(ref, order, node.name)
         else:
             rows = self.draft.rows(ref, order, node.name)
@@ -868,10 +871,10 @@ class Emitter:
             "eps": float(args[4]) if len(args) > 4 else 1e-5,
             "count": int(shape[-1]),
         }
-        name = self._owner(args[2]) if len(args) > 2 and args[2] is not None else node.name
-        for i, part in ((2, "gamma"), (3, "beta")):
-            if len(args) > i and args[i] is not None:
-                full = self.captured.constants[args[i]].detach().float().cpu().numpy()
+        name = node.name if affine[0] is None else self._owner(args[2])
+        if any(a is not None for a in affine):
+            for part, full, neutral in zip(("gamma", "beta"), affine, (1, 0), strict=True):
+                full = np.full(shape[-1], neutral, np.float32) if full is None else full
                 own = np.zeros(rows.width, np.float32)
                 own[rows.columns[inside]] = full[inside]
                 attributes[part] = self.draft.tensor(f"{name}.{part}", own)
@@ -883,6 +886,13 @@ class Emitter:
         own_index = own_index.reshape(rows.rows, rows.width)
         index[:, torch.from_numpy(inside)] = own_index[:, torch.from_numpy(rows.columns[inside])]
         return Ref((out,), index.reshape(shape), node)
+
+    def _parameter(self, args: Sequence[Any], i: int) -> NDArray[np.float32] | None:
+        """A constant argument of a node; None where there is none."""
+        if len(args) <= i or args[i] is None:
+            return None
+        array: NDArray[np.float32] = self.captured.constants[args[i]].detach().float().cpu().numpy()
+        return array
 
     def _owner(self, parameter: Node) -> str:
         name = self.captured.parameters.get(parameter, parameter.name)
@@ -912,7 +922,7 @@ class Emitter:
         if len(shape) != 4:
             raise Unsupported(f"found {len(shape)} dimensions; accepted is 4")
         batches, heads, tokens, size = shape
-        scale = node.kwargs.get("scale")
+        scale: Any = node.kwargs.get("scale")
         scale = self._shape_of(args[1])[3] ** -0.5 if scale is None else scale
         refs = [self.int8(self.ref(operand)) for operand in args[:3]]
         kept, indices = kept_heads(*(ref.index for ref in refs))
