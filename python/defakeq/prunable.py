@@ -340,9 +340,8 @@ class _Analysis:
 
     def common(self, node: fx.Node, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         """The one number along `dims`, which stay with length 1; different ones are tied."""
-        (x,) = _narrowed(
-            x, keep=[d for d in range(x.dim()) if d not in {n % x.dim() for n in dims}]
-        )
+        reduced = {n % x.dim() for n in dims}
+        (x,) = _narrowed(x, keep=[d for d in range(x.dim()) if d not in reduced])
         top = x.amax(dims, keepdim=True)
         other = (x != 0) & (x != top)
         if bool(other.any()):
