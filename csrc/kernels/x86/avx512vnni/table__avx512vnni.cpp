@@ -38,6 +38,7 @@ const KernelTable* kernel_table_avx512vnni() {
       .pack_columns = simd::pack_columns<Vec>,
       .pool2d = simd::pool2d<Vec>,
       .adaptive_avg_pool2d = simd::adaptive_avg_pool2d<Vec>,
+      .mean_rows = simd::mean_rows<Vec>,
       .interpolate = simd::interpolate<Vec>,
       .from_nchw = simd::from_nchw<Vec>,
       .to_nchw = simd::to_nchw<Vec>,
