@@ -99,7 +99,7 @@ def test_build_is_seeded_and_names_what_is_wrong():
     assert all(torch.equal(v, again[k]) for k, v in first.items())
     assert not torch.equal(first["backbone.fc1.weight"], other["backbone.fc1.weight"])
     assert not detectors.build("meso4").training
-    with pytest.raises(ValueError, match="name: found 'xeption' .nearest: 'xception'"):
+    with pytest.raises(ValueError, match=r"name: found 'xeption' \(nearest: 'xception'\)"):
         detectors.build("xeption")
 
 
@@ -138,7 +138,8 @@ def test_preprocess_cubic():
     made = _skeleton("xception").preprocess(image)
     resized = cv2.resize(image, (256, 256), interpolation=cv2.INTER_CUBIC)
     expected = (resized.astype(np.float64) / 255 - 0.5) / 0.5
-    assert made.dtype == torch.float32 and made.is_contiguous()
+    assert made.dtype == torch.float32
+    assert made.is_contiguous()
     np.testing.assert_allclose(made.permute(1, 2, 0).numpy(), expected, atol=1e-6)
 
 
@@ -401,8 +402,10 @@ def test_separable_blocks(name):
     for module in separable:
         depthwise, pointwise = module.conv1, module.pointwise
         assert depthwise.groups == depthwise.in_channels == depthwise.out_channels
-        assert depthwise.kernel_size == (3, 3) and pointwise.kernel_size == (1, 1)
-        assert depthwise.bias is None and pointwise.bias is None
+        assert depthwise.kernel_size == (3, 3)
+        assert pointwise.kernel_size == (1, 1)
+        assert depthwise.bias is None
+        assert pointwise.bias is None
 
 
 # loading
@@ -535,9 +538,9 @@ def test_damaged_files_are_refused(tmp_path):
     data = path.read_bytes()
     for damaged in (b"", data[: len(data) // 2], data[:-64], b"text, no checkpoint"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="weights.pth: not a checkpoint of tensors only"):
+        with pytest.raises(ValueError, match=r"weights\.pth: not a checkpoint of tensors only"):
             detectors.build("meso4").load_weights(path)
-    with pytest.raises(ValueError, match="none.pth: found no file"):
+    with pytest.raises(ValueError, match=r"none\.pth: found no file"):
         detectors.build("meso4").load_weights(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="found no file"):
         detectors.build("meso4").load_weights(tmp_path)
