@@ -354,6 +354,8 @@ def _quantized(
         "group_size": layer.group_size,
         "act": act,
         "activation": activation,
+        "scale": layer.scale,
+        "zero_point": layer.zero_point,
     }
     for name in ("keep_out", "keep_in", "half_out", "half_in"):
         index = getattr(layer, name)

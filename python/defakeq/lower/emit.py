@@ -30,7 +30,7 @@ from defakeq.lower.groups import (
     mover,
     unary_of,
 )
-from defakeq.lower.layers import ZERO, LayerSpec, folded
+from defakeq.lower.layers import ZERO, LayerSpec, factor_of, folded
 from defakeq.plan import LayerPlan, QuantPlan
 
 aten = torch.ops.aten
@@ -438,6 +438,7 @@ class Emitter:
             np.arange(weight.shape[0]),
             np.arange(weight.shape[1]),
             layer,
+            factor=factor_of(group.affine, weight.shape[0]),
         )
         if conv:
             rows, space = self._conv_operand(node, ref, spec)
@@ -724,6 +725,7 @@ class Emitter:
             np.arange(outs),
             np.arange(weight.shape[1]),  # type: ignore[misc]
             layer,
+            factor=factor_of(group.affine, outs),
         )
         kept = self._kept(spec)
         function = group.function

@@ -1,0 +1,1 @@
+"""Compression: statistics, redundancy elimination, allocation, reconstruction, fine-tuning."""
