@@ -45,10 +45,10 @@ class Recipe:
 
 
 RECIPES = {
-    "meso4": Recipe(6, 4e-3, 0.01, True),
-    "resnet34": Recipe(4, 3e-3, 0.05, True),
-    "efficientnet": Recipe(4, 4e-3, 0.05, False),
-    "vit": Recipe(6, 1.5e-3, 0.05, False),
+    "meso4": Recipe(3, 4e-3, 0.01, True),
+    "resnet34": Recipe(2, 3e-3, 0.05, True),
+    "efficientnet": Recipe(2, 4e-3, 0.05, False),
+    "vit": Recipe(2, 1.5e-3, 0.05, False),
 }
 
 

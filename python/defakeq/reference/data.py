@@ -76,9 +76,7 @@ def evaluation(
     squared, after video compression (``c23``). ``split`` is ``train``, ``val`` or ``test``; the
     first for unlabelled calibration. Raises ``ValueError`` for what cannot be generated.
     """
-    options = Options(
-        "folder", count, seed, frames, size, splits=(split,), degrade=("video:1",)
-    )
+    options = Options("folder", count, seed, frames, size, splits=(split,), degrade=("video:1",))
     options.check()
     name = f"reference-{split}-{count}x{frames}x{size}-{seed}.npz"
     path = cache_folder() / name

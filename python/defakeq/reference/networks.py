@@ -127,14 +127,14 @@ class EfficientNet(Reference):
 
 
 class VisionTransformer(Reference):
-    """A ViT (arXiv 2010.11929) of 8x8 patches, six blocks and four heads."""
+    """A ViT (arXiv 2010.11929) of 8x8 patches, four blocks and three heads."""
 
-    def __init__(self, channels: int = 128, depth: int = 6, size: int = SIZE, patch: int = 8):
+    def __init__(self, channels: int = 96, depth: int = 4, size: int = SIZE, patch: int = 8):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.pos_embed = nn.Parameter(torch.randn(1, (size // patch) ** 2 + 1, channels) * 0.02)
         self.patch_embed = nn.Conv2d(3, channels, patch, patch)
-        self.blocks = nn.Sequential(*(Block(channels, 4) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(channels, 3) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.head = nn.Linear(channels, 2)
 
