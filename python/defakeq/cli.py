@@ -1,4 +1,4 @@
-"""The command line of ``defakeq``: detect, evaluate, demo, data, info, export, bench."""
+"""The command line of ``defakeq``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+
+from defakeq.compress import cli as compression
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
 
@@ -284,6 +286,10 @@ def data(context: typer.Context) -> None:
     from defakeq.data.cli import app as data_app
 
     data_app(args=context.args, prog_name="defakeq data")
+
+
+app.command()(_named_errors(compression.compress))
+app.command()(_named_errors(compression.inspect))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defakeq.compress import distortion
+from defakeq.compress import distortion, report
 from defakeq.compress.allocate import Allocation, Option, Problem, solve
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
@@ -20,8 +21,9 @@ from defakeq.compress.graph import Graph
 from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, initial, reconstruct
-from defakeq.compress.sizes import checkpoint_bytes
+from defakeq.compress.sizes import SEGMENT_JSON, Shape, checkpoint_bytes, half_cost
 from defakeq.compress.statistics import LayerStatistics, collect
+from defakeq.compress.veft import align, choose, measured_drift
 from defakeq.compress.workdir import WorkDir, fingerprint
 from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
@@ -30,6 +32,7 @@ from defakeq_kernels import dfq
 _VERSION = 1
 _RANGE_IMAGES = 64  # of the ranges of a program's values
 _TRIES = 6
+_RESERVE = 0.02  # of the file, for restored channels
 _SUMMARY = 600  # bytes of the summary that a file carries
 
 
@@ -127,7 +130,7 @@ class _Run:
         self.latency, self.prune, self.veft = latency, prune, veft
         self.budget = int(self.size * checkpoint_bytes(model))
         self.bars = Bars(progress)
-        self.seconds: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
 
     def all(
         self,
@@ -135,6 +138,7 @@ class _Run:
         work: str | os.PathLike[str] | None,
         device: str | torch.device | None,
     ) -> Compressed:
+        """Runs what is not finished."""
         if (self.latency is None) != (table is None):
             raise ValueError(
                 "latency: found a limit without a table, or a table without a limit; accepted is "
@@ -151,14 +155,16 @@ class _Run:
         self.images = self.data.images.to(where)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
-            allocation = self._timed("allocation", lambda: self._allocate(statistics))
-            states, blocks = self._timed("reconstruction", lambda: self._rebuild(allocation))
-            return self._timed("files", lambda: self._finish(allocation, states, blocks))
+            chosen = self._timed("allocation", lambda: self._allocate(statistics))
+            states, blocks = self._timed("reconstruction", lambda: self._rebuild(chosen))
+            if self.veft:
+                states = self._timed("alignment", lambda: self._align(states))
+            return self._timed("files", lambda: self._finish(statistics, chosen, states, blocks))
 
     def _timed(self, name: str, run: Any) -> Any:
         begin = time.monotonic()
         found = run()
-        self.seconds[name] = round(time.monotonic() - begin, 2)
+        self.facts.setdefault("seconds", {})[name] = round(time.monotonic() - begin, 2)
         return found
 
     def _statistics(self) -> dict[str, LayerStatistics]:
@@ -184,41 +190,52 @@ class _Run:
                     costs = distortion.measured(layer, statistics[name], self.preset.widths)
                 options[name] = distortion.options(layer, costs)
                 step(1)
-        found = self._within_budget(options).options
+            found = self._within_budget(options).options
         self.work.save("allocation", {name: dict(vars(option)) for name, option in found.items()})
         return found
 
+    def _reserve(self) -> int:
+        """Bytes kept for the restored channels."""
+        share = self.preset.restored
+        if not self.veft or not share:
+            return 0
+        if self.preset.choice == "recovery":
+            return int(_RESERVE * self.budget)
+        narrow = min(self.preset.widths)
+        shapes = [Shape.of(layer) for layer in self.graph.layers.values()]
+        return int(sum(share * s.outs * half_cost(s, narrow) + SEGMENT_JSON for s in shapes))
+
     def _within_budget(self, options: dict[str, list[Option]]) -> Allocation:
         """Solves, packs, and tightens by what the file has beside the layers' tensors."""
-        layers = 0.93 * self.budget - 90.0 * len(options)
+        budget = self.budget - self._reserve() - _SUMMARY
         least = sum(min(o.size for o in found) for found in options.values())
-        layers = max(layers, float(least))
-        tried: tuple[float, Allocation] | None = None
+        layers = max(0.93 * budget - 90.0 * len(options), float(least))
+        kept: Allocation | None = None
         for _ in range(_TRIES):
             allocation = solve(Problem(options, layers))
             states = initial(self.graph, allocation.options, {})
             program = converted(self.graph.model, states, self._ranges(2), mixed=False)
             _, most = file_size(program)
-            rest = most + _SUMMARY - allocation.size
-            if most + _SUMMARY <= self.budget:
-                tried = (layers, allocation)
-                better = float(self.budget - rest)
-                if better - layers < 0.002 * self.budget:
+            room = float(budget - most + allocation.size)
+            if most <= budget:
+                kept = allocation
+                if room - layers < 0.002 * budget:
                     break
-                layers = better
-                continue
-            if tried is not None:
+            elif kept is not None:
                 break
-            layers = float(self.budget - rest)
-            if layers < least:
+            elif room < least:
                 raise ValueError(
                     f"size: found {self.size}, {self.budget} bytes; accepted is at least "
-                    f"{(least + rest) / checkpoint_bytes(self.source):.4f}, {least + rest} bytes, "
-                    "at the narrowest widths"
+                    f"{self._least(least - room):.4f}, at the narrowest widths"
                 )
-        if tried is None:
+            layers = room
+        if kept is None:
             raise RuntimeError(f"size: found no file of {self.budget} bytes in {_TRIES} tries")
-        return tried[1]
+        return kept
+
+    def _least(self, missing: float) -> float:
+        """The smallest part of the checkpoint that can be kept."""
+        return math.ceil((self.budget + missing) / checkpoint_bytes(self.source) * 1e4) / 1e4
 
     def _ranges(self, count: int = _RANGE_IMAGES) -> Tensor:
         """The images from which a program's ranges are taken."""
@@ -235,8 +252,7 @@ class _Run:
             return BlockResult(kept["name"], own, kept["errors"])
 
         def save(number: int, result: BlockResult) -> None:
-            own = {name: state.to_dict() for name, state in result.states.items()}
-            value = {"name": result.name, "states": own, "errors": result.errors}
+            value = {"name": result.name, "states": _dicts(result.states), "errors": result.errors}
             self.work.save(f"block{number:03}", value)
 
         with self.bars.task("reconstruction", len(self.graph.blocks)) as step:
@@ -246,19 +262,76 @@ class _Run:
             )  # fmt: skip
         return states, blocks
 
+    def _align(self, states: dict[str, State]) -> dict[str, State]:
+        kept = self.work.load("alignment")
+        if kept is None:
+            settings = self.preset.alignment
+            with self.bars.task("alignment", settings.steps) as step:
+                tuned, before, after = align(
+                    self.graph, self.images, states, settings, self.seed, step
+                )
+            drifts = {"before": dict(vars(before)), "after": dict(vars(after))}
+            kept = {"states": _dicts(tuned), "drift": drifts}
+            self.work.save("alignment", kept)
+        self.facts["alignment"] = kept["drift"]
+        return {name: State.from_dict(values) for name, values in kept["states"].items()}
+
+    def _restore(
+        self, statistics: dict[str, LayerStatistics], states: dict[str, State], room: int
+    ) -> dict[str, State]:
+        """States with the half-precision channels; without, where they recover nothing."""
+        share = self.preset.restored if self.veft else 0.0
+        drifts = [measured_drift(self.graph, self.images, states, mixed=False)]
+        while share * sum(len(state.codes) for state in states.values()) >= 0.5:
+            chosen = choose(
+                self.graph, states, statistics, share, room, self.preset.choice, self.seed
+            )
+            drifts.append(measured_drift(self.graph, self.images, chosen, mixed=True))
+            better = drifts[-1].total < drifts[0].total
+            if better or self.preset.choice == "random":
+                self.facts["drift"] = {
+                    "integer": dict(vars(drifts[0])),
+                    "mixed": dict(vars(drifts[-1])),
+                }
+                return chosen
+            share /= 2
+        self.facts["drift"] = {"integer": dict(vars(drifts[0]))}
+        return states
+
     def _finish(
-        self, options: dict[str, Option], states: dict[str, State], blocks: list[BlockResult]
+        self,
+        statistics: dict[str, LayerStatistics],
+        options: dict[str, Option],
+        states: dict[str, State],
+        blocks: list[BlockResult],
     ) -> Compressed:
         images = self._ranges()
         integer = converted(self.graph.model, states, images, mixed=False)
-        own, plan = exported(self.graph.model, states, mixed=False)
-        size, _ = file_size(integer)
-        report: dict[str, Any] = {
-            "size": size,
+        room = self.budget - _SUMMARY - file_size(integer)[1]
+        states = self._restore(statistics, states, room)
+        mixed = any(state.half is not None for state in states.values())
+        own, plan = exported(self.graph.model, states, mixed)
+        model = converted(self.graph.model, states, images, mixed=True) if mixed else integer
+        facts = {
+            "version": _VERSION,
+            "preset": self.preset.to_dict(),
+            "asked": self.size,
             "budget": self.budget,
             "checkpoint": checkpoint_bytes(self.source),
-            "seconds": self.seconds,
-            "bits": {name: option.bits for name, option in options.items()},
-            "blocks": [{"name": b.name, **b.errors} for b in blocks],
+            "seed": self.seed,
+            **self.facts,
         }
-        return Compressed(integer, integer, own, plan, report)
+        found = Compressed(model, integer, own, plan)
+        found.report = report.made(
+            self.graph, statistics, options, states, blocks, self.data, found, self.source, facts
+        )
+        for program in (model, integer):
+            report.carry(program, found.report)
+            size = file_size(program)[0]
+            if size > self.budget:
+                raise RuntimeError(f"size: found a file of {size} bytes; asked was {self.budget}")
+        return found
+
+
+def _dicts(states: Mapping[str, State]) -> dict[str, Any]:
+    return {name: state.to_dict() for name, state in states.items()}
