@@ -32,7 +32,7 @@ from defakeq_kernels import dfq
 _VERSION = 1
 _RANGE_IMAGES = 64  # of the ranges of a program's values
 _TRIES = 6
-_RESERVE = 0.02  # of the file, for restored channels
+_RESERVE = 0.01  # of the file, for restored channels
 _SUMMARY = 600  # bytes of the summary that a file carries
 
 

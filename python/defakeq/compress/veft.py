@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defakeq.compress.graph import Graph, Layer, LayerCall, margin
-from defakeq.compress.quantized import State, calling, fake_act, masked
+from defakeq.compress.quantized import State, calling, fake_act
 from defakeq.compress.reconstruct import Learned, Settings
 from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost
 from defakeq.compress.statistics import LayerStatistics
@@ -214,7 +214,7 @@ def _calling(
         weight = weights[layer.name]
         if layer.name in restored:
             view = [-1] + [1] * (weight.dim() - 1)
-            own = masked(one.state.weight.reshape(weight.shape), one.state)
+            own = one.state.float_rows(layer).reshape(weight.shape)
             weight = torch.where(restored[layer.name].reshape(view), own, weight)
         return layer.apply(fake_act(x, one.state.act), weight, one.bias)
 
@@ -253,24 +253,17 @@ def choose(
         total += int(kept.sum())
         ins = None if state.keep_in is None else int(state.keep_in.sum())
         cost = half_cost(Shape.of(layer, ins=ins), state.grid.bits, state.symmetric)
-        error = masked((state.weight - state.grid.weights(state.codes)), state_rows(state, layer))
+        error = state.dense(layer).flatten(1) - state.float_rows(layer)
         gains = (statistics[name].sensitivity.flatten(1).to(error.device) * error.square()).sum(1)
         if how == "random":
-            gains = torch.rand(len(kept), generator=generator) * max(cost, 1)
+            gains = torch.rand(len(kept), generator=generator)
         for channel in kept.nonzero().flatten().tolist():
-            offers.append((float(gains[channel]) / max(cost, 1), name, channel, cost))
-    offers.sort(key=lambda offer: (-offer[0], offer[1], offer[2]))
-    count, left = round(share * total), room
-    chosen: dict[str, list[int]] = {}
-    for gain, name, channel, cost in offers:
-        if count == 0:
-            break
-        price = cost + (0 if name in chosen else SEGMENT_JSON)
-        if price > left or gain <= 0:
-            continue
-        chosen.setdefault(name, []).append(channel)
-        left -= price
-        count -= 1
+            offers.append((float(gains[channel]), name, channel, cost))
+    count = round(share * total)
+    chosen = max(
+        (_taken(offers, count, room, by_byte) for by_byte in (True, False)),
+        key=lambda found: found[0],
+    )[1]
     found = {}
     for name, state in states.items():
         if name not in chosen:
@@ -282,9 +275,25 @@ def choose(
     return found
 
 
-def state_rows(state: State, layer: Layer) -> State:
-    """A state whose input mask fits weights as rows [O, K]."""
-    if state.keep_in is None:
-        return state
-    taps = layer.weight[0, 0].numel()
-    return replace(state, keep_in=state.keep_in[:, None].expand(-1, taps).flatten())
+def _taken(
+    offers: list[tuple[float, str, int, int]], count: int, room: int, by_byte: bool
+) -> tuple[float, dict[str, list[int]]]:
+    """What is gained, and the channels by layer: the greatest gains, or gains a byte, first."""
+
+    def worth(offer: tuple[float, str, int, int]) -> tuple[float, str, int]:
+        gain, name, channel, cost = offer
+        return (-gain / max(cost, 1) if by_byte else -gain, name, channel)
+
+    chosen: dict[str, list[int]] = {}
+    total, left = 0.0, room
+    for gain, name, channel, cost in sorted(offers, key=worth):
+        if count == 0:
+            break
+        price = cost + (0 if name in chosen else SEGMENT_JSON)
+        if price > left or gain <= 0:
+            continue
+        chosen.setdefault(name, []).append(channel)
+        total += gain
+        left -= price
+        count -= 1
+    return total, chosen
