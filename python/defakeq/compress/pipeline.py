@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from defakeq.compress import distortion, report
+from defakeq.compress import distortion, redundancy, report
 from defakeq.compress.allocate import Allocation, Option, Problem, solve
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph
+from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, initial, reconstruct
+from defakeq.compress.redundancy import Masks, Redundancy
 from defakeq.compress.sizes import SEGMENT_JSON, Shape, checkpoint_bytes, half_cost
 from defakeq.compress.statistics import LayerStatistics, collect
 from defakeq.compress.veft import align, choose, measured_drift
@@ -32,6 +34,7 @@ from defakeq_kernels import dfq
 _VERSION = 1
 _RANGE_IMAGES = 64  # of the ranges of a program's values
 _TRIES = 6
+_FOLDING = 8.0  # reconstruction takes back most of a rounding error, and little of a folding error
 _RESERVE = 0.01  # of the file, for restored channels
 _SUMMARY = 600  # bytes of the summary that a file carries
 
@@ -108,6 +111,42 @@ def compress(
     return run.all(latency_table, work, device)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What stages 2 and 3 decided: options, input widths, folded weights, kept channels."""
+
+    options: dict[str, Option]
+    acts: dict[str, int]
+    weights: dict[str, Tensor]
+    masks: dict[str, Masks]
+    pruning: str
+
+    def initial(self, graph: Graph) -> dict[str, State]:
+        """States with nearest codes."""
+        return initial(graph, self.options, self.acts, self.weights, self.masks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and numbers, for `torch.save`."""
+        return {
+            "options": {name: dict(vars(option)) for name, option in self.options.items()},
+            "acts": self.acts,
+            "weights": self.weights,
+            "masks": {name: dict(vars(mask)) for name, mask in self.masks.items()},
+            "pruning": self.pruning,
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Chosen:
+        """The inverse of `to_dict`."""
+        return Chosen(
+            {name: Option(**own) for name, own in values["options"].items()},
+            values["acts"],
+            values["weights"],
+            {name: Masks(**own) for name, own in values["masks"].items()},
+            values["pruning"],
+        )
+
+
 class _Run:
     def __init__(
         self,
@@ -139,11 +178,7 @@ class _Run:
         device: str | torch.device | None,
     ) -> Compressed:
         """Runs what is not finished."""
-        if (self.latency is None) != (table is None):
-            raise ValueError(
-                "latency: found a limit without a table, or a table without a limit; accepted is "
-                "both: latency and latency_table"
-            )
+        self.table = LatencyTable.of(table, self.latency)
         settings = [
             _VERSION, self.size, self.latency, self.preset.to_dict(), self.prune, self.veft,
             self.seed, table,
@@ -177,22 +212,71 @@ class _Run:
         self.work.save("statistics", {name: one.to_dict() for name, one in found.items()})
         return found
 
-    def _allocate(self, statistics: dict[str, LayerStatistics]) -> dict[str, Option]:
+    def _allocate(self, statistics: dict[str, LayerStatistics]) -> Chosen:
         kept = self.work.load("allocation")
-        if kept is not None:
-            return {name: Option(**values) for name, values in kept.items()}
+        if kept is None:
+            kept = self._chosen(statistics).to_dict()
+            self.work.save("allocation", kept)
+        chosen = Chosen.from_dict(kept)
+        self.facts["pruning"] = chosen.pruning
+        return chosen
+
+    def _chosen(self, statistics: dict[str, LayerStatistics]) -> Chosen:
+        groups: list[Redundancy] = []
+        channels = None
+        pruning = "none: not asked for"
+        if self.prune and self.preset.prune:
+            try:
+                channels = redundancy.channels_of(self.graph, self.images[:1])
+            except ValueError as error:
+                pruning = f"none: {error}"
+        if channels is not None:
+            with self.bars.task("redundancy", len(channels.groups)) as step:
+                found = redundancy.find(
+                    self.graph, channels, statistics, self.images, progress=step
+                )
+            groups, touched = redundancy.compatible(channels, found, self.graph.layers)
+            pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
         options: dict[str, list[Option]] = {}
         with self.bars.task("allocation", len(self.graph.layers)) as step:
             for name, layer in self.graph.layers.items():
+                latency = self.table.of_name(name)
                 if self.preset.objective == "score":
                     costs = distortion.scored(layer, statistics[name], self.preset.widths)
-                else:
+                    options[name] = distortion.options(layer, costs, latency)
+                elif channels is None:
                     costs = distortion.measured(layer, statistics[name], self.preset.widths)
-                options[name] = distortion.options(layer, costs)
+                    options[name] = distortion.options(layer, costs, latency)
+                else:
+                    rounding = distortion.rounding(layer, statistics[name], self.preset.widths)
+                    kept = redundancy.combinations(layer, channels, groups, touched[name])
+                    options[name] = distortion.pruned_options(layer, rounding, kept, latency)
                 step(1)
-            found = self._within_budget(options).options
-        self.work.save("allocation", {name: dict(vars(option)) for name, option in found.items()})
-        return found
+            group_costs = [[_FOLDING * cost for cost in one.costs] for one in groups]
+            acts = {}
+            if self.preset.act_average is not None:
+                acts = {
+                    name: distortion.act_options(layer, statistics[name])
+                    for name, layer in self.graph.layers.items()
+                }
+            volume = None
+            if self.preset.act_average is not None:
+                values = sum(found[-1].volume / found[-1].bits for found in acts.values())
+                volume = self.preset.act_average * values
+            problem = Problem(
+                options, 0.0, group_costs, self.table.room(self.latency), acts, volume
+            )
+
+            def initial_of(allocation: Allocation) -> Chosen:
+                weights: dict[str, Tensor] = {}
+                masks: dict[str, Masks] = {}
+                if channels is not None:
+                    weights, masks = redundancy.pruned(
+                        self.graph, channels, statistics, groups, allocation.levels
+                    )
+                return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
+
+            return self._within_budget(problem, initial_of)
 
     def _reserve(self) -> int:
         """Bytes kept for the restored channels."""
@@ -205,20 +289,23 @@ class _Run:
         shapes = [Shape.of(layer) for layer in self.graph.layers.values()]
         return int(sum(share * s.outs * half_cost(s, narrow) + SEGMENT_JSON for s in shapes))
 
-    def _within_budget(self, options: dict[str, list[Option]]) -> Allocation:
+    def _within_budget(self, problem: Problem, chosen_of: Callable[[Allocation], Chosen]) -> Chosen:
         """Solves, packs, and tightens by what the file has beside the layers' tensors."""
+        options = problem.layers
         budget = self.budget - self._reserve() - _SUMMARY
         least = sum(min(o.size for o in found) for found in options.values())
         layers = max(0.93 * budget - 90.0 * len(options), float(least))
-        kept: Allocation | None = None
+        kept: Chosen | None = None
         for _ in range(_TRIES):
-            allocation = solve(Problem(options, layers))
-            states = initial(self.graph, allocation.options, {})
-            program = converted(self.graph.model, states, self._ranges(2), mixed=False)
+            allocation = solve(replace(problem, budget=layers))
+            chosen = chosen_of(allocation)
+            program = converted(
+                self.graph.model, chosen.initial(self.graph), self._ranges(2), mixed=False
+            )
             _, most = file_size(program)
             room = float(budget - most + allocation.size)
             if most <= budget:
-                kept = allocation
+                kept = chosen
                 if room - layers < 0.002 * budget:
                     break
             elif kept is not None:
@@ -241,8 +328,8 @@ class _Run:
         """The images from which a program's ranges are taken."""
         return self.data.images[:count]
 
-    def _rebuild(self, options: dict[str, Option]) -> tuple[dict[str, State], list[BlockResult]]:
-        states = initial(self.graph, options, {})
+    def _rebuild(self, chosen: Chosen) -> tuple[dict[str, State], list[BlockResult]]:
+        states = chosen.initial(self.graph)
 
         def load(number: int) -> BlockResult | None:
             kept = self.work.load(f"block{number:03}")
@@ -301,7 +388,7 @@ class _Run:
     def _finish(
         self,
         statistics: dict[str, LayerStatistics],
-        options: dict[str, Option],
+        chosen: Chosen,
         states: dict[str, State],
         blocks: list[BlockResult],
     ) -> Compressed:
@@ -323,7 +410,15 @@ class _Run:
         }
         found = Compressed(model, integer, own, plan)
         found.report = report.made(
-            self.graph, statistics, options, states, blocks, self.data, found, self.source, facts
+            self.graph,
+            statistics,
+            chosen.options,
+            states,
+            blocks,
+            self.data,
+            found,
+            self.source,
+            facts,
         )
         for program in (model, integer):
             report.carry(program, found.report)

@@ -7,7 +7,8 @@ consumer's input; what they can reproduce is added to the consumer's weights by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from defakeq.prunable import Channels, Group, analyse
 LEVELS = (1.0, 0.875, 0.75, 0.5)  # kept parts of a group
 MULTIPLE = 8
 RIDGE = 1e-3  # of the mean second moment
+_TOUCHED = 2  # groups that one layer may have a part in
 _IMAGES = 32  # whose margins are measured
 
 
@@ -98,6 +100,44 @@ def find(
             weights, masks = pruned(graph, channels, statistics, [one], [0])
             costs.append(_change(graph, batches, wanted, weights, masks))
         found.append(Redundancy(group, ties, order, kept, tuple(costs)))
+    return found
+
+
+def compatible(
+    channels: Channels, groups: Sequence[Redundancy], names: Iterable[str]
+) -> tuple[list[Redundancy], dict[str, tuple[int, ...]]]:
+    """Groups of which no layer touches more than two, and the numbers of those it touches."""
+    kept: list[Redundancy] = []
+    touched: dict[str, set[int]] = {name: set() for name in names}
+    ties = {
+        name: {*channels.outputs.get(name, ()), *channels.inputs.get(name, ())} for name in touched
+    }
+    for one in groups:
+        own = set(one.ties)
+        layers = [name for name, found in ties.items() if found & own]
+        if any(len(touched[name]) >= _TOUCHED for name in layers):
+            continue
+        for name in layers:
+            touched[name].add(len(kept))
+        kept.append(one)
+    return kept, {name: tuple(sorted(found)) for name, found in touched.items()}
+
+
+def combinations(
+    layer: Layer, channels: Channels, groups: Sequence[Redundancy], touched: Sequence[int]
+) -> dict[tuple[tuple[int, int], ...], Masks]:
+    """A layer's masks for each combination of the levels of the groups that it touches."""
+    found = {}
+    for levels in itertools.product(*(range(len(groups[g].kept)) for g in touched)):
+        gone: set[int] = set()
+        for g, level in zip(touched, levels, strict=True):
+            one = groups[g]
+            gone.update(one.ties[unit] for unit in one.order[one.kept[level] :])
+        outs = _mask(channels.outputs.get(layer.name, ()), gone, layer)
+        ins = None
+        if layer.groups == 1:
+            ins = _mask(channels.inputs.get(layer.name, ()), gone, layer)
+        found[tuple(zip(touched, levels, strict=True))] = Masks(outs, ins)
     return found
 
 
