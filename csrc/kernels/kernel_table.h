@@ -179,7 +179,7 @@ struct KernelTable {
                   int64_t end);
   void (*reduce)(ReduceFn fn, const Operand& x, int64_t channels, const Post& post, void* out,
                  int64_t begin, int64_t end);
-  int32_t (*softmax_codes)(const SoftmaxCodesArgs&);
+  void (*softmax_codes)(const SoftmaxCodesArgs&);
   void (*pack_rows)(const PackCodesArgs&);
   void (*pack_columns)(const PackCodesArgs&);
   void (*pool2d)(const Pool2dArgs&, const Post& post, int64_t out_w, int64_t begin, int64_t end);

@@ -468,18 +468,30 @@ Program::Program(Program&&) noexcept = default;
 Program& Program::operator=(Program&&) noexcept = default;
 Program::~Program() = default;
 
-Program Program::load(const std::string& path, int threads) {
+template <class Read>
+Program Program::load_read(int threads, Read&& read) {
   const Clock::time_point start = Clock::now();
-  const DfqFile file = read_dfq(path);
+  const DfqFile file = read();
   const double seconds = seconds_since(start);
   Program program = load(file, threads);
   program.state_->info.read_seconds = seconds;
+  program.state_->info.load_seconds += seconds;
   return program;
 }
 
+Program Program::load(const std::string& path, int threads) {
+  return load_read(threads, [&] { return read_dfq(path); });
+}
+
+Program Program::load(const void* data, size_t bytes, int threads) {
+  return load_read(threads, [&] { return parse_dfq(data, bytes); });
+}
+
 Program Program::load(const DfqFile& file, int threads) {
+  const Clock::time_point start = Clock::now();
   auto state = std::make_unique<State>();
   state->load(file, threads);
+  state->info.load_seconds = seconds_since(start);
   return Program(std::move(state));
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,28 +278,27 @@ class _Analysis:
 
     def common(self, node: fx.Node, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         """The one number along `dims`, which stay with length 1; different ones are tied."""
+        reduced = {n % x.dim() for n in dims}
+        (x,) = _narrowed(x, keep=[d for d in range(x.dim()) if d not in reduced])
         top = x.amax(dims, keepdim=True)
         other = (x != 0) & (x != top)
         if bool(other.any()):
-            pairs = torch.stack([x[other], top.expand(x.shape)[other]], 1).unique(dim=0).tolist()
-            for a, b in pairs:
+            for a, b in _unique_pairs(x[other], top.expand(x.shape)[other]):
                 if self.find(a) != self.find(b):
                     self.frozen.update((a, b))
                     self.tie(a, b)
         return top
 
-    def pairs(self, a: Tensor, b: Tensor) -> None:
-        both = (a != b) & (a != 0) & (b != 0)
-        if bool(both.any()):
-            for first, second in torch.stack([a[both], b[both]], 1).unique(dim=0).tolist():
-                self.tie(first, second)
-
     def meet(self, node: fx.Node, values: list[Tensor]) -> Tensor:
         if len(values) == 1:
             return values[0]
-        a, b = torch.broadcast_tensors(*values)
-        self.pairs(a, b)
-        return torch.where(a != 0, a, b)
+        shape = torch.broadcast_shapes(*(value.shape for value in values))
+        a, b = _narrowed(*(value.expand(shape) for value in values))
+        both = (a != b) & (a != 0) & (b != 0)
+        if bool(both.any()):
+            for first, second in _unique_pairs(a[both], b[both]):
+                self.tie(first, second)
+        return torch.where(a != 0, a, b).expand(shape)
 
     def attention(self, node: fx.Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.dim() != 4 or q.shape[1] != v.shape[1]:
@@ -335,6 +335,21 @@ class _Analysis:
             for name, numbers in self.inputs.items()
         }
         return Channels(tuple(Group(tuple(g)) for g in groups.values()), outputs, inputs)
+
+
+def _narrowed(*tensors: Tensor, keep: Sequence[int] = ()) -> list[Tensor]:
+    """The tensors with length 1 where all of them repeat one element, except at `keep`."""
+    found = list(tensors)
+    for dim in range(tensors[0].dim()):
+        if dim not in keep and all(t.stride(dim) == 0 and t.shape[dim] for t in tensors):
+            found = [t.narrow(dim, 0, 1) for t in found]
+    return found
+
+
+def _unique_pairs(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
+    """The different pairs of two vectors of numbers from 0 on."""
+    base = int(b.max()) + 1
+    return [divmod(code, base) for code in (a * base + b).unique().tolist()]
 
 
 def _zeros(shape: Any) -> Tensor:

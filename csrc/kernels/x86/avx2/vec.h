@@ -28,6 +28,17 @@ struct Vec {
     const F sign = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_and_ps(sign, s), _mm256_andnot_ps(sign, a));
   }
+  // lanes i and i + 4, i + 2, i + 1
+  static float sum(F v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float largest(F v) {
+    __m128 x = _mm_max_ps(_mm256_extractf128_ps(v, 1), _mm256_castps256_ps128(v));
+    x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+    return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(x), x));
+  }
   static I rne(F v) { return _mm256_cvtps_epi32(v); }
   static F to_f(I v) { return _mm256_cvtepi32_ps(v); }
   static I add_i(I a, I b) { return _mm256_add_epi32(a, b); }
