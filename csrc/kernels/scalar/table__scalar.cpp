@@ -21,6 +21,7 @@ const KernelTable* kernel_table_scalar() {
       .dw_s8_scratch = scalar::dw_s8_scratch,
       .dw_f32 = simd::dw_f32<Vec>,
       .expand_codes = scalar::expand_codes,
+      .arrange_codes = nullptr,
       .codes_to_f32 = simd::codes_to_f32<Vec>,
       .row_sums = scalar::row_sums,
       .quantize = simd::quantize<Vec>,

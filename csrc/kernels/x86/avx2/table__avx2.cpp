@@ -20,6 +20,7 @@ const KernelTable* kernel_table_avx2() {
       .dw_s8_scratch = avx2::dw_s8_scratch,
       .dw_f32 = simd::dw_f32<Vec>,
       .expand_codes = avx2::expand_codes,
+      .arrange_codes = nullptr,
       .codes_to_f32 = simd::codes_to_f32<Vec>,
       .row_sums = avx2::row_sums,
       .quantize = simd::quantize<Vec>,

@@ -20,6 +20,7 @@ const KernelTable* kernel_table_avx512vnni() {
       .dw_s8_scratch = avx512vnni::dw_s8_scratch,
       .dw_f32 = simd::dw_f32<Vec>,
       .expand_codes = avx512vnni::expand_codes,
+      .arrange_codes = nullptr,
       .codes_to_f32 = simd::codes_to_f32<Vec>,
       .row_sums = avx512vnni::row_sums,
       .quantize = simd::quantize<Vec>,
