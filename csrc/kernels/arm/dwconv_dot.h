@@ -16,11 +16,10 @@ struct DwBlock {
   int64_t count;          // interleaved columns
   int groups;             // interleaved fours of rows
   int8_t* columns;        // [group][column][16][4]
-  int8_t* weight;         // [group][kw][4 parts][upper, lower output row][16]
-  int32_t start[kBlock];  // the accumulator before the first tap
+  int8_t* weight;         // [group][kw][2 halves][upper, lower output row][2 parts][16]
+  int32_t start[kBlock];  // the accumulators before the first tap
   int32x4_t factor[kParts];
-  float32x4_t scale[kParts], bias[kParts];
-  bool plain;
+  float scale[kBlock], bias[kBlock];
   PlainInt8 int8;
 };
 
@@ -89,20 +88,49 @@ inline void interleave(const DwBlock& k, int64_t iy, int8_t* columns) {
   }
 }
 
-DQ_INLINE void dw_finish(const DwBlock& k, int64_t pixel, const int32x4_t (&acc)[kParts]) {
-  const DwS8Args& a = *k.a;
+// The values are read again for every output: copies of registers would cost twice the loads.
+DQ_INLINE const float* again(const float* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
+DQ_INLINE const int32_t* again(const int32_t* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
+
+template <bool kBare>
+DQ_INLINE void dw_finish_int8(const DwBlock& k, int64_t pixel, const int32x4_t (&acc)[kParts]) {
+  const float* bias = again(k.bias);
   float32x4_t y[kParts];
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
-    float32x4_t f = vcvtq_f32_s32(acc[i]);
-    if (!k.plain && a.has_row_scale) f = vmulq_n_f32(f, a.row_scale);
-    y[i] = vfmaq_f32(k.bias[i], f, k.scale[i]);
+    y[i] = vfmaq_f32(vld1q_f32(bias + i * 4), vcvtq_f32_s32(acc[i]), vld1q_f32(k.scale + i * 4));
   }
-  if (k.plain) {
-    store_bytes(static_cast<int8_t*>(a.out) + pixel * a.out_stride + k.c0, k.n,
-                to_bytes(k.int8, y));
+  store_bytes(static_cast<int8_t*>(k.a->out) + pixel * k.a->out_stride + k.c0, k.n,
+              to_bytes<kBare>(k.int8, y));
+}
+
+__attribute__((noinline)) inline void dw_finish_any(const DwBlock& k, int64_t pixel,
+                                                    const int32x4_t* acc) {
+  const DwS8Args& a = *k.a;
+  float32x4_t y[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    float32x4_t f = vcvtq_f32_s32(acc[i]);
+    if (a.has_row_scale) f = vmulq_n_f32(f, a.row_scale);
+    y[i] = vfmaq_f32(vld1q_f32(k.bias + i * 4), f, vld1q_f32(k.scale + i * 4));
+  }
+  simd::finish_block<Vec>(a.post, a.out, a.out_stride, pixel, k.c0, k.n, y);
+}
+
+// How outputs leave.
+enum class DwFinish { kAny, kInt8, kBareInt8 };
+
+template <DwFinish kFinish>
+DQ_INLINE void dw_finish(const DwBlock& k, int64_t pixel, const int32x4_t (&acc)[kParts]) {
+  if constexpr (kFinish == DwFinish::kAny) {
+    dw_finish_any(k, pixel, acc);
   } else {
-    simd::finish_block<Vec>(a.post, a.out, a.out_stride, pixel, k.c0, k.n, y);
+    dw_finish_int8<kFinish == DwFinish::kBareInt8>(k, pixel, acc);
   }
 }
 
@@ -115,53 +143,68 @@ DQ_INLINE int8x16_t dw_ones(const DwS8Args& a, int y) {
   return vreinterpretq_s8_u32(vdupq_n_u32(ones));
 }
 
-// kY output rows and kX adjacent outputs. kKernel: 3 for 3x3 kernels of dilation and stride 1, else
-// 0.
-template <bool kFactor, int kY, int kX, int kKernel>
+// kY output rows and kX adjacent outputs. kKernel: 3 for 3x3 kernels of stride and dilation 1,
+// else 0.
+template <bool kFactor, DwFinish kFinish, int kY, int kX, int kKernel>
 DQ_INLINE void dw_outputs(const DwBlock& k, int64_t oy, int64_t ox, bool second) {
   const DwS8Args& a = *k.a;
   const int groups = kKernel == 3 ? 1 : k.groups, width = kKernel == 3 ? 3 : a.kernel[1];
   const int64_t stride = (kKernel == 3 ? 1 : a.stride[1]) * int64_t{64};
   const int64_t dilation = (kKernel == 3 ? 1 : a.dilation[1]) * int64_t{64};
   int32x4_t acc[kY][kX][kParts];
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    int32x4_t sum[kY][kX], window[kY][kX];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    int32x4_t sum[kY][kX][2], window[kY][kX][2];
 #pragma GCC unroll 2
     for (int y = 0; y < kY; ++y) {
 #pragma GCC unroll 2
       for (int x = 0; x < kX; ++x) {
-        sum[y][x] = vld1q_s32(k.start + i * 4);
-        window[y][x] = vdupq_n_s32(0);
+        const int32_t* start = again(k.start + half * 8);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          sum[y][x][i] = vld1q_s32(start + i * 4);
+          window[y][x][i] = vdupq_n_s32(0);
+        }
       }
     }
-    const int8_t* w = k.weight + i * 32;
+    const int8_t* w = k.weight + half * 64;
     for (int g = 0; g < groups; ++g) {
-      const int8_t* column = k.columns + (g * k.count + ox * (stride / 64)) * 64 + i * 16;
+      const int8_t* column = k.columns + (g * k.count + ox * (stride / 64)) * 64 + half * 32;
 #pragma GCC unroll 3
       for (int kx = 0; kx < width; ++kx) {
-        int8x16_t v[kX];
+        int8x16_t v[kX][2];
 #pragma GCC unroll 2
-        for (int x = 0; x < kX; ++x) v[x] = vld1q_s8(column + kx * dilation + x * stride);
+        for (int x = 0; x < kX; ++x) {
+          v[x][0] = vld1q_s8(column + kx * dilation + x * stride);
+          v[x][1] = vld1q_s8(column + kx * dilation + x * stride + 16);
+        }
 #pragma GCC unroll 2
         for (int y = 0; y < kY; ++y) {
-          const int8x16_t wv = vld1q_s8(w + y * 16);
 #pragma GCC unroll 2
-          for (int x = 0; x < kX; ++x) {
-            sum[y][x] = vdotq_s32(sum[y][x], v[x], wv);
-            if constexpr (kFactor) {
-              window[y][x] = vdotq_s32(window[y][x], v[x], dw_ones(a, 4 * g - y));
+          for (int i = 0; i < 2; ++i) {
+            const int8x16_t wv = vld1q_s8(w + y * 32 + i * 16);
+#pragma GCC unroll 2
+            for (int x = 0; x < kX; ++x) {
+              sum[y][x][i] = vdotq_s32(sum[y][x][i], v[x][i], wv);
+              if constexpr (kFactor) {
+                window[y][x][i] = vdotq_s32(window[y][x][i], v[x][i], dw_ones(a, 4 * g - y));
+              }
             }
           }
         }
-        w += kParts * 32;
+        w += 128;
       }
     }
 #pragma GCC unroll 2
     for (int y = 0; y < kY; ++y) {
 #pragma GCC unroll 2
       for (int x = 0; x < kX; ++x) {
-        acc[y][x][i] = kFactor ? vmlaq_s32(sum[y][x], window[y][x], k.factor[i]) : sum[y][x];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          acc[y][x][half * 2 + i] =
+              kFactor ? vmlaq_s32(sum[y][x][i], window[y][x][i], k.factor[half * 2 + i])
+                      : sum[y][x][i];
+        }
       }
     }
   }
@@ -169,11 +212,11 @@ DQ_INLINE void dw_outputs(const DwBlock& k, int64_t oy, int64_t ox, bool second)
   for (int y = 0; y < kY; ++y) {
     if (y == 1 && !second) break;
 #pragma GCC unroll 2
-    for (int x = 0; x < kX; ++x) dw_finish(k, (oy + y) * a.out_w + ox + x, acc[y][x]);
+    for (int x = 0; x < kX; ++x) dw_finish<kFinish>(k, (oy + y) * a.out_w + ox + x, acc[y][x]);
   }
 }
 
-template <bool kFactor, int kY, int kKernel>
+template <bool kFactor, DwFinish kFinish, int kY, int kKernel>
 inline void dw_rows(const DwBlock& k) {
   const DwS8Args& a = *k.a;
   for (int64_t oy = a.oy0; oy < a.oy1; oy += kY) {
@@ -183,46 +226,58 @@ inline void dw_rows(const DwBlock& k) {
     }
     const bool second = oy + 1 < a.oy1;
     int64_t ox = 0;
-    for (; ox + 2 <= a.out_w; ox += 2) dw_outputs<kFactor, kY, 2, kKernel>(k, oy, ox, second);
-    if (ox < a.out_w) dw_outputs<kFactor, kY, 1, kKernel>(k, oy, ox, second);
+    for (; ox + 2 <= a.out_w; ox += 2) {
+      dw_outputs<kFactor, kFinish, kY, 2, kKernel>(k, oy, ox, second);
+    }
+    if (ox < a.out_w) dw_outputs<kFactor, kFinish, kY, 1, kKernel>(k, oy, ox, second);
   }
 }
 
 // [row group][kw][16][4 rows] to both output rows, and what the accumulators start from.
 inline void prepare_weights(DwBlock& k, const int8_t* weight) {
   const DwS8Args& a = *k.a;
-  const int width = a.kernel[1];
-  const auto at = [&](int ky, int kx, int c) {
-    if (ky < 0 || ky >= a.kernel[0]) return int8_t{0};
-    return weight[((ky / 4 * width + kx) * kBlock + c) * 4 + ky % 4];
-  };
-  int32_t sum[kBlock] = {};
+  const int width = a.kernel[1], row_groups = (a.kernel[0] + 3) / 4;
+  // the correction is for activations as x + 128
+  const int32_t taps = a.kernel[0] * width;
+  int32x4_t start[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    start[i] = vld1q_s32(a.correction + k.c0 + i * 4);
+    if (a.window_factor != nullptr) {
+      k.factor[i] = vld1q_s32(a.window_factor + k.c0 + i * 4);
+      start[i] = vmlaq_n_s32(start[i], k.factor[i], 128 * taps);
+    }
+  }
   for (int g = 0; g < k.groups; ++g) {
     for (int kx = 0; kx < width; ++kx) {
-      for (int c = 0; c < kBlock; ++c) {
-        int8_t* out = k.weight + ((g * width + kx) * kParts + c / 4) * 32 + c % 4 * 4;
-        for (int j = 0; j < 4; ++j) {
-          out[j] = at(4 * g + j, kx, c);
-          out[16 + j] = at(4 * g + j - 1, kx, c);
-          sum[c] += out[j];
-        }
+      for (int i = 0; i < kParts; ++i) {
+        const auto fours = [&](int group) __attribute__((always_inline)) {
+          if (group < 0 || group >= row_groups) return vdupq_n_u32(0);
+          return vreinterpretq_u32_s8(vld1q_s8(weight + ((group * width + kx) * kParts + i) * 16));
+        };
+        const uint32x4_t upper = fours(g);
+        const uint32x4_t lower = vsriq_n_u32(vshlq_n_u32(upper, 8), fours(g - 1), 24);
+        int8_t* out = k.weight + ((g * width + kx) * 2 + i / 2) * 64 + i % 2 * 16;
+        vst1q_s8(out, vreinterpretq_s8_u32(upper));
+        vst1q_s8(out + 32, vreinterpretq_s8_u32(lower));
+        start[i] = vmlaq_n_s32(
+            start[i], vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u32(upper), vdupq_n_s8(1)), 128);
       }
     }
   }
-  // the correction is for activations as x + 128
-  const int32_t taps = a.kernel[0] * a.kernel[1];
-  for (int c = 0; c < kBlock; ++c) {
-    const int32_t factor = a.window_factor != nullptr ? a.window_factor[k.c0 + c] : 0;
-    k.start[c] = a.correction[k.c0 + c] + 128 * (sum[c] + factor * taps);
-  }
+  for (int i = 0; i < kParts; ++i) vst1q_s32(k.start + i * 4, start[i]);
 }
 
-template <bool kFactor>
+template <bool kFactor, DwFinish kFinish>
 inline void dw_run(const DwBlock& k) {
   const DwS8Args& a = *k.a;
-  if (!dw_takes_twos(a)) return dw_rows<kFactor, 1, 0>(k);
+  if (!dw_takes_twos(a)) return dw_rows<kFactor, kFinish, 1, 0>(k);
   const bool three = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[1] == 1 && a.dilation[1] == 1;
-  three ? dw_rows<kFactor, 2, 3>(k) : dw_rows<kFactor, 2, 0>(k);
+  three ? dw_rows<kFactor, kFinish, 2, 3>(k) : dw_rows<kFactor, kFinish, 2, 0>(k);
+}
+
+template <DwFinish kFinish>
+inline void dw_run(const DwBlock& k) {
+  k.a->window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
 }
 
 inline size_t dw_dot_scratch(const DwS8Args& a) {
@@ -240,18 +295,18 @@ inline void dw_dot(const DwS8Args& a) {
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kBlock) {
     k.n = static_cast<int>(a.channels - k.c0 < kBlock ? a.channels - k.c0 : kBlock);
     prepare_weights(k, a.weight + k.c0 * channel_bytes);
-    k.plain = !a.has_row_scale && is_plain_int8(a.post, a.scale + k.c0, a.bias + k.c0, kBlock);
+    const bool int8 =
+        !a.has_row_scale && is_plain_int8(a.post, a.scale + k.c0, a.bias + k.c0, kBlock);
     k.int8 = plain_int8_of(a.post);
-    for (int i = 0; i < kParts; ++i) {
-      k.scale[i] = vld1q_f32(a.scale + k.c0 + i * 4);
-      k.bias[i] = vld1q_f32(a.bias + k.c0 + i * 4);
-      if (a.window_factor != nullptr) k.factor[i] = vld1q_s32(a.window_factor + k.c0 + i * 4);
+    std::memcpy(k.scale, a.scale + k.c0, sizeof(k.scale));
+    std::memcpy(k.bias, a.bias + k.c0, sizeof(k.bias));
+    if (!int8) {
+      dw_run<DwFinish::kAny>(k);
+      continue;
     }
-    a.window_factor != nullptr ? dw_run<true>(k) : dw_run<false>(k);
-    if (k.plain) {
-      replace_outputs(a.post, static_cast<int8_t*>(a.out) + a.oy0 * a.out_w * a.out_stride + k.c0,
-                      a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
-    }
+    k.int8.bare ? dw_run<DwFinish::kBareInt8>(k) : dw_run<DwFinish::kInt8>(k);
+    replace_outputs(a.post, static_cast<int8_t*>(a.out) + a.oy0 * a.out_w * a.out_stride + k.c0,
+                    a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
   }
 }
 

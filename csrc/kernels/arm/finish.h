@@ -13,9 +13,10 @@ constexpr int kParts = kBlock / Vec::W;
 // which replace_outputs applies to the finished rows. The conversion and each narrowing saturate,
 // so the bounds come last; finite scales and biases keep NaN out.
 struct PlainInt8 {
-  float32x4_t inv_scale;
-  int16x8_t zero_point;
-  int8x16_t lowest, highest;
+  bool bare;  // no factor and no narrower bounds than int8's
+  float inv_scale;
+  int16_t zero_point;
+  int8_t lowest, highest;
 };
 
 DQ_INLINE bool is_plain_int8(const Post& post, const float* scale, const float* bias, int64_t n) {
@@ -35,20 +36,27 @@ DQ_INLINE bool is_plain_int8(const Post& post, const float* scale, const float* 
 DQ_INLINE PlainInt8 plain_int8_of(const Post& post) {
   const int32_t low = static_cast<int32_t>(post.low), high = static_cast<int32_t>(post.high);
   const bool relu = post.activation == Activation::kRelu;
-  return {vdupq_n_f32(post.inv_scale), vdupq_n_s16(static_cast<int16_t>(post.zero_point)),
-          vdupq_n_s8(static_cast<int8_t>((relu && low < 0 ? 0 : low) + post.zero_point)),
-          vdupq_n_s8(static_cast<int8_t>(high + post.zero_point))};
+  const int32_t lowest = (relu && low < 0 ? 0 : low) + post.zero_point;
+  const int32_t highest = high + post.zero_point;
+  return {post.inv_scale == 1.0f && lowest == -128 && highest == 127, post.inv_scale,
+          static_cast<int16_t>(post.zero_point), static_cast<int8_t>(lowest),
+          static_cast<int8_t>(highest)};
 }
 
+template <bool kBare>
 DQ_INLINE int8x16_t to_bytes(const PlainInt8& p, const float32x4_t (&y)[kParts]) {
-  int16x4_t q[kParts];
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    q[i] = vqmovn_s32(vcvtnq_s32_f32(vmulq_f32(y[i], p.inv_scale)));
+  int16x8_t q[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const auto round = [&](float32x4_t v) __attribute__((always_inline)) {
+      return vcvtnq_s32_f32(kBare ? v : vmulq_n_f32(v, p.inv_scale));
+    };
+    q[i] = vqmovn_high_s32(vqmovn_s32(round(y[2 * i])), round(y[2 * i + 1]));
+    q[i] = vqaddq_s16(q[i], vdupq_n_s16(p.zero_point));
   }
-  const int16x8_t low = vqaddq_s16(vcombine_s16(q[0], q[1]), p.zero_point);
-  const int16x8_t high = vqaddq_s16(vcombine_s16(q[2], q[3]), p.zero_point);
-  return vminq_s8(vmaxq_s8(vqmovn_high_s16(vqmovn_s16(low), high), p.lowest), p.highest);
+  const int8x16_t bytes = vqmovn_high_s16(vqmovn_s16(q[0]), q[1]);
+  if constexpr (kBare) return bytes;
+  return vminq_s8(vmaxq_s8(bytes, vdupq_n_s8(p.lowest)), vdupq_n_s8(p.highest));
 }
 
 DQ_INLINE void store_bytes(int8_t* out, int64_t n, int8x16_t bytes) {
@@ -74,8 +82,15 @@ DQ_INLINE Finish finish_of(const GemmS8Args& a, int32_t offset) {
           offset, plain_int8_of(a.post)};
 }
 
-// acc[r]: sum((code - offset) * x) of row + r, block `block`.
-template <int R>
+constexpr int32_t kNothing[kBlock] = {};
+
+// What the accumulators of a block begin with: finish_tile adds the correction otherwise.
+DQ_INLINE const int32_t* start_of(const GemmS8Args& a, const Finish& f, int block) {
+  return f.int8_only ? a.correction + block * kBlock : kNothing;
+}
+
+// acc[r]: start + sum((code - offset) * x) of row + r, block `block`.
+template <bool kBare, int R>
 DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, int block,
                            const int32x4_t (&acc)[R][kParts]) {
   const int col = block * kBlock;
@@ -83,36 +98,39 @@ DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, in
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     const int at = col + i * Vec::W;
-    const int32x4_t correction = vld1q_s32(a.correction + at);
     const int32x4_t zero = vsubq_s32(vld1q_s32(a.zero_point + at), vdupq_n_s32(f.offset));
     const float32x4_t scale = vld1q_f32(a.scale + at), bias = vld1q_f32(a.bias + at);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int32x4_t v =
-          vmlsq_s32(vaddq_s32(acc[r][i], correction), zero, vld1q_dup_s32(a.row_sum + row + r));
+      const int32x4_t v = vmlsq_s32(acc[r][i], zero, vld1q_dup_s32(a.row_sum + row + r));
       y[r][i] = vfmaq_f32(bias, vcvtq_f32_s32(v), scale);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     store_bytes(static_cast<int8_t*>(a.out) + (row + r) * a.out_stride + col, a.n - col,
-                to_bytes(f.plain, y[r]));
+                to_bytes<kBare>(f.plain, y[r]));
   }
+}
+
+// Any epilogue, one row.
+__attribute__((noinline)) inline void finish_any(const GemmS8Args& a, int32_t offset, int64_t row,
+                                                 int block, const int32x4_t* acc) {
+  const int32x4_t undo = vdupq_n_s32(offset * a.row_sum[row]);
+  int32x4_t sum[kParts];
+  for (int i = 0; i < kParts; ++i) sum[i] = vaddq_s32(acc[i], undo);
+  simd::finish_acc<Vec>(a, row, block, sum);
 }
 
 template <int R>
 DQ_INLINE void finish_tile(const GemmS8Args& a, const Finish& f, int64_t row, int block,
-                           int32x4_t (&acc)[R][kParts]) {
-  if (f.int8_only) {
-    finish_int8<R>(a, f, row, block, acc);
-    return;
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const int32x4_t undo = vdupq_n_s32(f.offset * a.row_sum[row + r]);
-#pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) acc[r][i] = vaddq_s32(acc[r][i], undo);
-    simd::finish_acc<Vec>(a, row + r, block, acc[r]);
+                           const int32x4_t (&acc)[R][kParts]) {
+  if (!f.int8_only) {
+    for (int r = 0; r < R; ++r) finish_any(a, f.offset, row + r, block, acc[r]);
+  } else if (f.plain.bare) {
+    finish_int8<true, R>(a, f, row, block, acc);
+  } else {
+    finish_int8<false, R>(a, f, row, block, acc);
   }
 }
 

@@ -31,7 +31,9 @@ DQ_INLINE void gemv_tile(const GemmS8Args& a, const Finish& f, int64_t row, int 
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) acc[r][i] = vdupq_n_s32(sums[r]);
+    for (int i = 0; i < kParts; ++i) {
+      acc[r][i] = vaddq_s32(vld1q_s32(start_of(a, f, block) + i * 4), vdupq_n_s32(sums[r]));
+    }
   }
   const uint8_t* w = a.w + block * a.w_stride;
   for (int64_t k = 0; k < a.steps * 4; k += 4 * kPlaneSteps) {

@@ -39,26 +39,56 @@ inline void row_sums_of(const int8_t* const* rows, int64_t m, const int64_t* tap
   }
 }
 
+// Block after block, so that masks stay in registers while the rows pass. kSources: 1, 2 or 0 for
+// any number.
+template <int kSources>
+inline void shuffle_block(const ShuffleSource* sources, int count, const uint8_t* fill,
+                          const uint8_t* src, int64_t src_stride, int64_t rows, uint8_t* dst,
+                          int64_t dst_stride, int64_t n) {
+  const uint8x16_t start = vld1q_u8(fill);
+  constexpr int kHeld = kSources == 0 ? 1 : kSources;
+  uint8x16_t mask[kHeld];
+  const uint8_t* from[kHeld];
+  for (int s = 0; s < kSources; ++s) {
+    mask[s] = vld1q_u8(sources[s].mask);
+    from[s] = src + sources[s].offset;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    uint8x16_t bytes = start;
+    if constexpr (kSources == 0) {
+      for (int s = 0; s < count; ++s) {
+        bytes = vqtbx1q_u8(bytes, vld1q_u8(src + r * src_stride + sources[s].offset),
+                           vld1q_u8(sources[s].mask));
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int s = 0; s < kSources; ++s) {
+        bytes = vqtbx1q_u8(bytes, vld1q_u8(from[s]), mask[s]);
+        from[s] += src_stride;
+      }
+    }
+    if (n == kBlock) {
+      vst1q_u8(dst, bytes);
+    } else {
+      uint8_t last[kBlock];
+      vst1q_u8(last, bytes);
+      std::memcpy(dst, last, static_cast<size_t>(n));
+    }
+    dst += dst_stride;
+  }
+}
+
 inline void shuffle_rows(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride,
                          int64_t rows, uint8_t* dst, int64_t dst_stride) {
-  const int64_t whole = plan.length / kBlock, tail = plan.length % kBlock;
-  for (int64_t r = 0; r < rows; ++r) {
-    const auto block = [&](int64_t b) __attribute__((always_inline)) {
-      uint8x16_t bytes = vld1q_u8(plan.fill + b * kBlock);
-      for (int32_t s = plan.first[b]; s < plan.first[b + 1]; ++s) {
-        const ShuffleSource& source = plan.sources[s];
-        bytes = vqtbx1q_u8(bytes, vld1q_u8(src + source.offset), vld1q_u8(source.mask));
-      }
-      return bytes;
-    };
-    for (int64_t b = 0; b < whole; ++b) vst1q_u8(dst + b * kBlock, block(b));
-    if (tail != 0) {
-      uint8_t last[kBlock];
-      vst1q_u8(last, block(whole));
-      std::memcpy(dst + whole * kBlock, last, static_cast<size_t>(tail));
-    }
-    src += src_stride;
-    dst += dst_stride;
+  for (int64_t b = 0; b * kBlock < plan.length; ++b) {
+    const ShuffleSource* sources = plan.sources + plan.first[b];
+    const int count = plan.first[b + 1] - plan.first[b];
+    const int64_t left = plan.length - b * kBlock, n = left < kBlock ? left : kBlock;
+    const auto run = count == 1   ? shuffle_block<1>
+                     : count == 2 ? shuffle_block<2>
+                                  : shuffle_block<0>;
+    run(sources, count, plan.fill + b * kBlock, src, src_stride, rows, dst + b * kBlock, dst_stride,
+        n);
   }
 }
 

@@ -22,11 +22,12 @@ DQ_INLINE void add_step(const int8_t* w, const int8x16_t (&x)[R], int32x4_t (&ac
 }
 
 template <int R>
-DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, int32x4_t (&acc)[R][kParts]) {
+DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_t* start,
+                       int32x4_t (&acc)[R][kParts]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) acc[r][i] = vdupq_n_s32(0);
+    for (int i = 0; i < kParts; ++i) acc[r][i] = vld1q_s32(start + i * 4);
   }
   const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
   const int64_t length = a.steps * 4;
@@ -74,18 +75,22 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, int32x4_t (&
   DQ_DOT(w0, lane, 12, 16, 20, 24, 28) DQ_DOT(w1, lane, 13, 17, 21, 25, 29)
 #define DQ_HIGH(w0, w1, lane) \
   DQ_DOT(w0, lane, 14, 18, 22, 26, 30) DQ_DOT(w1, lane, 15, 19, 23, 27, 31)
-#define DQ_ZERO(v) "movi v" #v ".4s, #0\n\t"
+#define DQ_COPY(to, from) "mov v" #to ".16b, v" #from ".16b\n\t"
 #define DQ_STORE(v0, v1, at) "stp q" #v0 ", q" #v1 ", [%[acc], #" #at "]\n\t"
 
-DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, int32x4_t (&acc)[5][kParts]) {
+DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_t* start,
+                       int32x4_t (&acc)[5][kParts]) {
   const uint8_t* w = a.w + block * a.w_stride;
   const int64_t* tap_offset = a.tap_offset;
   int64_t taps = a.taps, count, offset;
   const int8_t *x0, *x1, *x2, *x3, *x4;
   __asm__ volatile(
-      DQ_ZERO(12) DQ_ZERO(13) DQ_ZERO(14) DQ_ZERO(15) DQ_ZERO(16) DQ_ZERO(17) DQ_ZERO(18)
-      DQ_ZERO(19) DQ_ZERO(20) DQ_ZERO(21) DQ_ZERO(22) DQ_ZERO(23) DQ_ZERO(24) DQ_ZERO(25)
-      DQ_ZERO(26) DQ_ZERO(27) DQ_ZERO(28) DQ_ZERO(29) DQ_ZERO(30) DQ_ZERO(31)
+"ldp q12, q13, [%[start]]\n\t"
+      "ldp q14, q15, [%[start], #32]\n\t"
+      DQ_COPY(16, 12) DQ_COPY(17, 13) DQ_COPY(18, 14) DQ_COPY(19, 15)
+      DQ_COPY(20, 12) DQ_COPY(21, 13) DQ_COPY(22, 14) DQ_COPY(23, 15)
+      DQ_COPY(24, 12) DQ_COPY(25, 13) DQ_COPY(26, 14) DQ_COPY(27, 15)
+      DQ_COPY(28, 12) DQ_COPY(29, 13) DQ_COPY(30, 14) DQ_COPY(31, 15)
       "1:\n\t"
       "ldr %[offset], [%[tap_offset]], #8\n\t"
       "ldp %[x0], %[x1], [%[rows]]\n\t"
@@ -134,7 +139,7 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, int32x4_t (&
       : [w] "+&r"(w), [tap_offset] "+&r"(tap_offset), [taps] "+&r"(taps), [count] "=&r"(count),
         [offset] "=&r"(offset), [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3),
         [x4] "=&r"(x4)
-      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [acc] "r"(&acc[0][0])
+      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [start] "r"(start), [acc] "r"(&acc[0][0])
       : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v12",
         "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25",
         "v26", "v27", "v28", "v29", "v30", "v31");
@@ -144,7 +149,7 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, int32x4_t (&
 #undef DQ_LOAD
 #undef DQ_LOW
 #undef DQ_HIGH
-#undef DQ_ZERO
+#undef DQ_COPY
 #undef DQ_STORE
 
 }  // namespace
@@ -154,7 +159,7 @@ void gemm_s8(const GemmS8Args& a) {
   simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) {
     for (int b = 0; b < a.blocks; ++b) {
       int32x4_t acc[R][kParts];
-      product(a, row, b, acc);
+      product(a, row, b, start_of(a, f, b), acc);
       finish_tile<R>(a, f, row, b, acc);
     }
   });
