@@ -147,7 +147,11 @@ def parts(layout: GpuLayout, x: torch.dtype, m: int, config: Config, device: Dev
     tiles = -(-layout.stored // config.bn) * -(-m // config.bm)
     steps = min(-(-layout.units // (1 if b == HALF_BITS else units_a_step(b))) for b in layout.bits)
     count = 1
-    while tiles * count < 2 * device.processors and steps >= 2 * count * _STEPS_A_PART:
+    while (
+        tiles * count < 2 * device.processors
+        and steps >= 2 * count * _STEPS_A_PART
+        and 2 * count * m * layout.stored < 1 << 31
+    ):
         count *= 2
     return count
 

@@ -25,9 +25,11 @@ SIGMOID = tl.constexpr(ACTIVATIONS.index("sigmoid"))
 def fma(a, b, c, PTX: tl.constexpr):
     """a * b + c, rounded once."""
     if PTX:
-        return tl.fma(a, b, c)
-    # The interpreter's fma rounds twice; the product is exact in float64.
-    return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+        y = tl.fma(a, b, c)
+    else:
+        # The interpreter's fma rounds twice; the product is exact in float64.
+        y = (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+    return y
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """The GPU runtime layout: one uint8 tensor built from the storage format, never saved.
 
 The reduction is cut into *units* of 32 or 64 positions. A unit lies in one kernel position and one
-scale group; channels are padded to units. Codes of b bits are split, high bits first, into planes of
-4, 2 and 1 bits (3 = 2+1, 5 = 4+1, 6 = 4+2, 7 = 4+2+1), 8-bit codes are one plane of int8
+scale group; channels are padded to units. Codes of b bits are split, high bits first, into planes
+of 4, 2 and 1 bits (3 = 2+1, 5 = 4+1, 6 = 4+2, 7 = 4+2+1), 8-bit codes are one plane of int8
 (code - 128). In a plane of p bits, byte u of a byte tile holds position u of 8/p units:
 
     4-bit plane   bits 0-3: unit 2t     bits 4-7: unit 2t+1
@@ -10,12 +10,13 @@ scale group; channels are padded to units. Codes of b bits are split, high bits 
     1-bit plane   bit i: unit 8t+i
 
 so a tile of bytes becomes a tile of codes by one shift and one mask of whole registers, without
-moving any value to another lane. A *step* has as many units as the finest plane has in a byte; a row
-of a plane is the byte tiles of all its steps. ``docs/gpu.md`` says how kernels read it.
+moving any value to another lane. A *step* has as many units as the finest plane has in a byte; a
+row of a plane is the byte tiles of all its steps. ``docs/gpu.md`` says how kernels read it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -58,7 +59,7 @@ def planes(bits: int) -> tuple[int, ...]:
 
 def units_a_step(bits: int) -> int:
     """Units that one step of the kernel's loop expands: 8 / the finest plane's width."""
-    return 1 if bits == HALF_BITS else 8 // planes(bits)[-1]
+    return 1 if bits == HALF_BITS else 8 // _PLANES[bits][-1]
 
 
 def plane_row_bytes(bits: int, plane: int, units: int, unit: int) -> int:
@@ -152,7 +153,7 @@ class GpuLayout:
 
     @property
     def act_mode(self) -> str:
-        """"none", "static", "dynamic_tensor" or "dynamic_row"."""
+        """ "none", "static", "dynamic_tensor" or "dynamic_row"."""
         return "none" if self.act is None else str(self.act["mode"])
 
     @property
@@ -310,9 +311,7 @@ class _Packer:
         )
         if self.patches:
             taps, count = 1, taps * count
-        self.unit = next(
-            (u for u in _UNITS if _padded(count, u) - count <= count // 8), _UNITS[-1]
-        )
+        self.unit = next((u for u in _UNITS if _padded(count, u) - count <= count // 8), _UNITS[-1])
         self.span = 1
         size = count
         if w.group_size:
@@ -387,7 +386,7 @@ class _Packer:
         for number, s in enumerate(segments):
             group = self.w.segments[number].out_index // a_group
             bounds = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), s.count]
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            for begin, end in itertools.pairwise(bounds):
                 runs.append((number, s.first + begin, s.first + end, int(group[begin])))
         return runs
 
@@ -500,8 +499,10 @@ class _Packer:
         """Where each compact position comes from, and what lies outside of images."""
         w = self.w
         zero = 0 if self.act is None else self.act.zero_point & 255
-        # read as the activations' type, whose zero is all zero bits unless it is int8
-        self.arrays["outside"] = np.full(4 * len(self.order), zero, np.uint8)
+        # read as the activations' type; a zero of other types than int8 is all zero bits
+        outside = np.zeros(4 * len(self.order), np.uint8)
+        outside[: len(self.order)][self.order >= 0] = zero
+        self.arrays["outside"] = outside
         channels = np.arange(w.shape[1]) if w.in_index is None else w.in_index.astype(np.int64)
         widths = {s.bits == HALF_BITS for s in w.segments}
         if self.act is not None and len(widths) == 2:
@@ -532,7 +533,7 @@ class _Packer:
                 ("half_of_copy", w.half_in_count, np.arange(w.half_in_count)),
             ):
                 index = np.full(columns, -1, np.int32)
-                index[: half_count] = (taps * pitch + source).reshape(-1)
+                index[:half_count] = (taps * pitch + source).reshape(-1)
                 self.arrays[name] = index
 
     def _blob(self, fields: dict[str, Any]) -> tuple[Tensor, GpuLayout]:

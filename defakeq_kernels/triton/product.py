@@ -1,8 +1,8 @@
 """Linear layers and convolutions as one matrix product, for every width, in one launch.
 
-Outputs are the rows of the tensor core's first operand and pixels (or rows of x) the columns of the
-second, so that weights are expanded in registers and activations go straight to the tensor core, and
-so that few rows waste little. An output tile has one width; several widths in a layer are branches
+Outputs are the rows of the tensor core's first operand and pixels (or rows of x) the columns of
+the second: weights are expanded in registers, activations go straight to the tensor core, and few
+rows waste little. An output tile has one width; several widths in a layer are branches
 of one kernel. Convolutions read NHWC pixels in place: a position outside of the image is read from
 a row of the zero point (`outside`) instead of being masked.
 
@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from defakeq_kernels.triton.epilogue import finish, fma
-from defakeq_kernels.triton.layout import planes
 from defakeq_kernels.triton.unpack import (
+    bits_before,
+    fields_of,
     float_step,
     float_weights,
     int8_weights,
@@ -65,10 +66,12 @@ def _x_tile(
         mask = (c < channels)[:, None]
         if TAIL:
             mask = mask & (j < units)
-        return tl.load(pointers, mask=mask, other=0)
-    if TAIL:
-        return tl.load(pointers, mask=j < units, other=0)
-    return tl.load(pointers)
+        tile = tl.load(pointers, mask=mask, other=0)
+    elif TAIL:
+        tile = tl.load(pointers, mask=j < units, other=0)
+    else:
+        tile = tl.load(pointers)
+    return tile
 
 
 @triton.jit
@@ -79,28 +82,16 @@ def _byte_tile(w, rows, row_bytes, at, UNIT: tl.constexpr):
 
 @triton.jit
 def _plane_tile(
-    w, local, count, steps, it, S: tl.constexpr, I: tl.constexpr, BITS: tl.constexpr,
+    w, local, count, steps, it, S: tl.constexpr, PLANE: tl.constexpr, BITS: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
-    """The byte tile of plane `I` that holds unit `S` of step `it`."""
-    fields: tl.constexpr = 8 // plane_width(BITS, I)
+    """The byte tile of plane `PLANE` that holds unit `S` of step `it`."""
+    fields: tl.constexpr = 8 // plane_width(BITS, PLANE)
     tiles: tl.constexpr = step_units(BITS) // fields
-    before: tl.constexpr = _bits_before(BITS, I)
+    before: tl.constexpr = bits_before(BITS, PLANE)
     start = count * (steps * step_units(BITS) * UNIT) // 8 * before
     at = (it * tiles + S // fields) * UNIT
     return _byte_tile(w + start, local, steps * tiles * UNIT, at, UNIT)
-
-
-@triton.constexpr_function
-def _bits_before(bits, i):
-    return sum(planes(bits)[:i])
-
-
-@triton.constexpr_function
-def fields_of(bits, i):
-    """Units that a byte of plane `i` holds; 8 for a plane that is not there."""
-    found = planes(bits)
-    return 8 // found[i] if i < len(found) else 8
 
 
 @triton.constexpr_function
@@ -142,8 +133,28 @@ def _segment(
             k = tl.arange(0, UNIT)
             half = (w + 0).to(tl.pointer_type(tl.float16))
             a = tl.load(half + ((local * (units * UNIT))[:, None] + (it * UNIT + k)[None, :]))
-            b = _x_tile(x, outside, it, units, channels, x_pitch, group_at, place, y0, x0, h, wd,
-                        KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, False, UNIT)
+            b = _x_tile(
+                x,
+                outside,
+                it,
+                units,
+                channels,
+                x_pitch,
+                group_at,
+                place,
+                y0,
+                x0,
+                h,
+                wd,
+                KERNEL_X,
+                DILATION_Y,
+                DILATION_X,
+                WINDOW,
+                TAP_UNITS,
+                RAGGED,
+                False,
+                UNIT,
+            )
             if x.dtype.element_ty == tl.int8:
                 b = b.to(tl.float16) - act_zero.to(tl.float16)
             acc = tl.dot(a.to(DTYPE), b, acc, input_precision=PRECISION)
@@ -152,15 +163,35 @@ def _segment(
                 j = it * A_STEP + s
                 if s % fields_of(BITS, 0) == 0:
                     p0 = _plane_tile(w, local, count, steps, it, s, 0, BITS, UNIT)
-                    p1 = p0 if s == 0 else p1
-                    p2 = p0 if s == 0 else p2
+                if s == 0:
+                    p1 = p0
+                    p2 = p0
                 if plane_count(BITS) > 1 and s % fields_of(BITS, 1) == 0:
                     p1 = _plane_tile(w, local, count, steps, it, s, 1, BITS, UNIT)
                 if plane_count(BITS) > 2 and s % fields_of(BITS, 2) == 0:
                     p2 = _plane_tile(w, local, count, steps, it, s, 2, BITS, UNIT)
-                b = _x_tile(x, outside, j, units, channels, x_pitch, group_at, place, y0, x0, h,
-                            wd, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL,
-                            UNIT)
+                b = _x_tile(
+                    x,
+                    outside,
+                    j,
+                    units,
+                    channels,
+                    x_pitch,
+                    group_at,
+                    place,
+                    y0,
+                    x0,
+                    h,
+                    wd,
+                    KERNEL_X,
+                    DILATION_Y,
+                    DILATION_X,
+                    WINDOW,
+                    TAP_UNITS,
+                    RAGGED,
+                    TAIL,
+                    UNIT,
+                )
                 if INTEGER:
                     a = int8_weights(p0, p1, p2, BITS, s, PTX)
                     acc = tl.dot(a, b, acc, out_dtype=tl.int32)
@@ -182,8 +213,16 @@ def _segment(
                     if ended:
                         g = j // SPAN
                         if INTEGER:
-                            f = _exact(acc, sums, zero, correction, stored * GROUPS + g, BITS,
-                                       ASYMMETRIC, True).to(tl.float32)
+                            f = _exact(
+                                acc,
+                                sums,
+                                zero,
+                                correction,
+                                stored * GROUPS + g,
+                                BITS,
+                                ASYMMETRIC,
+                                True,
+                            ).to(tl.float32)
                         else:
                             f = acc * (1.0 / float_step(BITS, DTYPE))
                         if row_scale is not None:
@@ -192,12 +231,14 @@ def _segment(
                         acc = tl.zeros((BN, BM), acc_type)
                         sums = tl.zeros((16, BM), tl.int32)
     if GROUPS > 1 and BITS != 16:
-        return y
-    if INTEGER:
-        return _exact(acc, sums, zero, correction, stored, BITS, ASYMMETRIC, split == 0)
-    if BITS != 16:
-        acc = acc * (1.0 / float_step(BITS, DTYPE))
-    return acc
+        result = y
+    elif INTEGER:
+        result = _exact(acc, sums, zero, correction, stored, BITS, ASYMMETRIC, split == 0)
+    elif BITS != 16:
+        result = acc * (1.0 / float_step(BITS, DTYPE))
+    else:
+        result = acc
+    return result
 
 
 @triton.jit
@@ -231,7 +272,7 @@ def _tile(
         GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
     )  # fmt: skip
     if SPLITS > 1:
-        at = split.to(tl.int64) * m * count + (rows[None, :] * count + stored[:, None])
+        at = ((split * m + rows) * count)[None, :] + stored[:, None]
         if GROUPS > 1 and BITS == 16:
             sums = sums * tl.load(scale + stored * GROUPS)[:, None]
         if sums.dtype == tl.float32 and partial.dtype.element_ty == tl.int32:
@@ -325,7 +366,7 @@ def product_kernel(
 
     y = start
     for b in tl.static_range(1, 17):
-        if BITS == 1 << b:
+        if 1 << b == BITS:
             y = _tile(
                 x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place, y0,
                 x0, h, wd, scale, zero, correction, scales, stored, start, split, act_zero,
@@ -333,7 +374,7 @@ def product_kernel(
                 b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                 GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
             )  # fmt: skip
-        elif (BITS >> b) & 1:
+        elif (BITS >> b) & 1:  # noqa: SIM102  only one of the two is known to the compiler
             if bits == b:
                 y = _tile(
                     x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place,

@@ -30,8 +30,9 @@ def finish_kernel(
     parts = partial + row * count + stored
     total = tl.load(parts)
     as_float = total.to(tl.float32, bitcast=True)
-    for part in range(1, SPLITS):
-        value = tl.load(parts + part.to(tl.int64) * m * count)
+    for _ in range(1, SPLITS):
+        parts += m * count
+        value = tl.load(parts)
         total += value
         if is_half is not None:
             as_float += value.to(tl.float32, bitcast=True)

@@ -15,22 +15,33 @@ import triton.language as tl
 from defakeq_kernels.triton.layout import planes, units_a_step
 
 
+planes_of = triton.constexpr_function(planes)
+step_units = triton.constexpr_function(units_a_step)
+
+
 @triton.constexpr_function
 def plane_count(bits):
     """Planes of a width."""
-    return len(planes(bits))
+    return len(planes_of(bits))
 
 
 @triton.constexpr_function
 def plane_width(bits, i):
     """Bits of plane `i`, high planes first."""
-    return planes(bits)[i]
+    return planes_of(bits)[i]
 
 
 @triton.constexpr_function
-def step_units(bits):
-    """Units that one loop step expands."""
-    return units_a_step(bits)
+def bits_before(bits, i):
+    """Bits of the planes before plane `i`."""
+    return sum(planes_of(bits)[:i])
+
+
+@triton.constexpr_function
+def fields_of(bits, i):
+    """Units that a byte of plane `i` holds; 8 for a plane that is not there."""
+    found = planes_of(bits)
+    return 8 // found[i] if i < len(found) else 8
 
 
 @triton.constexpr_function
@@ -45,37 +56,39 @@ def float_step(bits, dtype):
     return 2.0 ** (log2_step(bits) - (1 if dtype == tl.bfloat16 and bits < 8 else 0))
 
 
-def _fields(bits, unit):
-    """(shift left, mask) of each plane's field of a unit, in a byte."""
-    found, top = [], 8
-    for width in planes(bits):
-        top -= width
-        found.append((top - unit % (8 // width) * width, ((1 << width) - 1) << top))
-    return found
+@triton.constexpr_function
+def _top(bits, i):
+    """The lowest bit of plane `i` in a byte whose code has been moved to the top."""
+    return 8 - sum(planes_of(bits)[: i + 1])
 
 
 @triton.constexpr_function
 def shift_of(bits, unit, i):
     """How far plane `i`'s field of the unit moves to the left."""
-    return _fields(bits, unit)[i][0]
+    width = planes_of(bits)[i]
+    return _top(bits, i) - unit % (8 // width) * width
 
 
 @triton.constexpr_function
-def mask_of(bits, unit, i):
+def mask_of(bits, i):
     """Where it then is in the byte."""
-    return _fields(bits, unit)[i][1]
+    return ((1 << planes_of(bits)[i]) - 1) << _top(bits, i)
 
 
+@triton.constexpr_function
 def _word(byte):
     return f"0x{byte * 0x01010101:08x}"
 
 
+@triton.constexpr_function
 def _merge(bits, unit, first):
     """PTX: register `u` = v + 128 in each byte, from the planes' words."""
     lines = [".reg .b32 a, u;"]
     if bits == 8:
         return [*lines, f"xor.b32 u, ${first}, 0x80808080;"]
-    for i, (shift, mask) in enumerate(_fields(bits, unit)):
+    for i in range(len(planes_of(bits))):
+        shift = shift_of(bits, unit, i)
+        mask = mask_of(bits, i)
         source = f"${first + i}"
         if shift:
             op = "shl" if shift > 0 else "shr"
@@ -140,56 +153,54 @@ def bfloat_asm(bits, unit):
 def _merged(p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr):
     """v as int8, by ordinary operations."""
     if BITS == 8:
-        return p0.to(tl.int8, bitcast=True)
-    v = _moved(p0, shift_of(BITS, UNIT, 0)) & mask_of(BITS, UNIT, 0)
-    if plane_count(BITS) > 1:
-        v = v | (_moved(p1, shift_of(BITS, UNIT, 1)) & mask_of(BITS, UNIT, 1))
-    if plane_count(BITS) > 2:
-        v = v | (_moved(p2, shift_of(BITS, UNIT, 2)) & mask_of(BITS, UNIT, 2))
-    if BITS == 1:
-        v = v | 0x40
-    return (v - 128).to(tl.int8)
+        v = p0.to(tl.int8, bitcast=True)
+    else:
+        u = _moved(p0, shift_of(BITS, UNIT, 0)) & mask_of(BITS, 0)
+        if plane_count(BITS) > 1:
+            u = u | (_moved(p1, shift_of(BITS, UNIT, 1)) & mask_of(BITS, 1))
+        if plane_count(BITS) > 2:
+            u = u | (_moved(p2, shift_of(BITS, UNIT, 2)) & mask_of(BITS, 2))
+        if BITS == 1:
+            u = u | 0x40
+        v = (u - 128).to(tl.int8)
+    return v
 
 
 @triton.jit
 def _moved(p, SHIFT: tl.constexpr):
-    wide = p.to(tl.int32)
     if SHIFT >= 0:
-        return wide << SHIFT
-    return wide >> (0 - SHIFT)
+        moved = p.to(tl.int32) << SHIFT
+    else:
+        moved = p.to(tl.int32) >> (0 - SHIFT)
+    return moved
+
+
+@triton.jit
+def _ptx(p0, p1, p2, BITS: tl.constexpr, ASM: tl.constexpr, OUT: tl.constexpr, DTYPE: tl.constexpr):
+    """Four values of `DTYPE` from four bytes of each plane; `OUT`: the result's registers."""
+    if plane_count(BITS) == 1:
+        w = tl.inline_asm_elementwise(ASM, OUT + ",r", [p0], dtype=DTYPE.value, is_pure=True, pack=4)
+    elif plane_count(BITS) == 2:
+        w = tl.inline_asm_elementwise(
+            ASM, OUT + ",r,r", [p0, p1], dtype=DTYPE.value, is_pure=True, pack=4
+        )
+    else:
+        w = tl.inline_asm_elementwise(
+            ASM, OUT + ",r,r,r", [p0, p1, p2], dtype=DTYPE.value, is_pure=True, pack=4
+        )
+    return w
 
 
 @triton.jit
 def int8_weights(p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr, PTX: tl.constexpr):
     """int8 v of unit `UNIT` of a step, from its byte tiles of up to three planes."""
     if BITS == 8:
-        return p0.to(tl.int8, bitcast=True)
-    if not PTX:
-        return _merged(p0, p1, p2, BITS, UNIT)
-    if plane_count(BITS) == 1:
-        return tl.inline_asm_elementwise(
-            int8_asm(BITS, UNIT), "=r,r", [p0], dtype=tl.int8, is_pure=True, pack=4
-        )
-    if plane_count(BITS) == 2:
-        return tl.inline_asm_elementwise(
-            int8_asm(BITS, UNIT), "=r,r,r", [p0, p1], dtype=tl.int8, is_pure=True, pack=4
-        )
-    return tl.inline_asm_elementwise(
-        int8_asm(BITS, UNIT), "=r,r,r,r", [p0, p1, p2], dtype=tl.int8, is_pure=True, pack=4
-    )
-
-
-@triton.jit
-def _float_ptx(p0, p1, p2, BITS: tl.constexpr, ASM: tl.constexpr, DTYPE: tl.constexpr):
-    if plane_count(BITS) == 1:
-        return tl.inline_asm_elementwise(ASM, "=r,=r,r", [p0], dtype=DTYPE, is_pure=True, pack=4)
-    if plane_count(BITS) == 2:
-        return tl.inline_asm_elementwise(
-            ASM, "=r,=r,r,r", [p0, p1], dtype=DTYPE, is_pure=True, pack=4
-        )
-    return tl.inline_asm_elementwise(
-        ASM, "=r,=r,r,r,r", [p0, p1, p2], dtype=DTYPE, is_pure=True, pack=4
-    )
+        v = p0.to(tl.int8, bitcast=True)
+    elif PTX:
+        v = _ptx(p0, p1, p2, BITS, int8_asm(BITS, UNIT), "=r", tl.int8)
+    else:
+        v = _merged(p0, p1, p2, BITS, UNIT)
+    return v
 
 
 @triton.jit
@@ -197,11 +208,13 @@ def float_weights(
     p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
 ):
     """Weights times `float_step` in float16, bfloat16 or float32 (all exact)."""
-    if not PTX:
+    if PTX and tl.bfloat16 == DTYPE:
+        w = _ptx(p0, p1, p2, BITS, bfloat_asm(BITS, UNIT), "=r,=r", tl.bfloat16)
+    elif PTX:
+        w = _ptx(p0, p1, p2, BITS, half_asm(BITS, UNIT), "=r,=r", tl.float16).to(DTYPE)
+    else:
         w = _merged(p0, p1, p2, BITS, UNIT).to(tl.float32)
-        if DTYPE == tl.bfloat16 and BITS < 8:
+        if tl.bfloat16 == DTYPE and BITS < 8:
             w = w * 0.5
-        return w.to(DTYPE)
-    if DTYPE == tl.bfloat16:
-        return _float_ptx(p0, p1, p2, BITS, bfloat_asm(BITS, UNIT), tl.bfloat16)
-    return _float_ptx(p0, p1, p2, BITS, half_asm(BITS, UNIT), tl.float16).to(DTYPE)
+        w = w.to(DTYPE)
+    return w
