@@ -268,7 +268,7 @@ class Products(Operands):
             self.functions[pre] = (quant, function.apply)
             table = f"{spec.name}.table"
             self.tables[table] = (pre, quant, function.apply)
-            attributes["table"] = table
+            attributes["table"], attributes["fn"] = table, function.label
             attributes["pre"] = pre
         out = draft.value("float32" if as_float else "int8", shape, quant)
         self.layers[spec.name] = spec
