@@ -37,6 +37,9 @@ def canonicalize(graph: fx.Graph) -> None:
     x * sigmoid(x), x * hardsigmoid(x), GELU by erf, LayerNorm by means, softmax attention by
     matrix products, stack, products by constant matrices, inference BatchNorm.
     """
+    for node in graph.nodes:
+        if node.target in _RESHAPES:  # what is rewritten may have other strides
+            node.target = aten.reshape.default
     for rewrite in (_batch_norm, _stack, _gated, _gelu, _constant_product, _normalized, _attended):
         constants = _constants(graph)
         for node in list(graph.nodes):
@@ -233,9 +236,11 @@ def _mean_dim(mean: Any, x: Any) -> int | None:
 def _is_variance(node: Any, x: Any, centred: Node, dim: int) -> bool:
     if not isinstance(node, Node):
         return False
-    if node.target is aten.var.correction:
+    if node.target in (aten.var.correction, aten.var.dim):
         dims: Any = node.args[1]
         plain = node.kwargs.get("correction") == 0 and node.kwargs.get("keepdim")
+        if node.target is aten.var.dim:
+            plain = tuple(node.args[2:]) == (False, True)
         return bool(plain) and node.args[0] is x and [d % len(shape_of(x)) for d in dims] == [dim]
     if node.target is not aten.mean.dim:
         return False
