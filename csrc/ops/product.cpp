@@ -44,7 +44,8 @@ class Product {
 
  private:
   bool uses_gemv() const {
-    return layer_.kind == LayerKind::kLinear && images_.n <= kGemvRows &&
+    return layer_.taps == 1 && layer_.groups == 1 &&
+           images_.n * images_.out_h * images_.out_w <= kGemvRows &&
            layer_.act_mode != ActMode::kNone &&
            (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
   }

@@ -1,7 +1,7 @@
 // Weight codes are the unsigned operand of vpdpbusd, the activations its signed one, broadcast from
 // memory; nothing saturates, so the accumulators are exact.
+#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
@@ -11,9 +11,6 @@
 namespace defakeq::avx512vnni {
 
 namespace {
-
-// Rows of a tile of one block: few accumulators would wait for each other.
-constexpr int kTallRows = 16;
 
 DQ_INLINE __m512i broadcast4(const int8_t* p) {
   int32_t v;
@@ -36,6 +33,12 @@ DQ_INLINE __m512i row_pairs(const int32_t* row_sum, int rows) {
   const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
   return _mm512_or_si512(_mm512_and_si512(sums, _mm512_set1_epi32(127)),
                          _mm512_slli_epi32(_mm512_srli_epi32(sums, 7), 16));
+}
+
+// What one zero point takes out of each row.
+DQ_INLINE __m512i row_zeros(const int32_t* row_sum, int rows, int32_t zero_point) {
+  const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
+  return _mm512_mullo_epi32(sums, _mm512_set1_epi32(-zero_point));
 }
 
 // The epilogue's work is cut into units: the 16 outputs of one block of one row, in the order
@@ -77,12 +80,26 @@ DQ_INLINE __mmask32 columns_left(const GemmS8Args& a, int col) {
   return left >= NB * kBlock ? ~__mmask32{0} >> (32 - NB * kBlock) : (__mmask32{1} << left) - 1;
 }
 
-// The epilogues that networks are made of; kGeneral stands for all others. kResidual: an int8
-// residual, with or without relu. kFloat: float32 output, maybe with a float32 residual. kScaled: a
-// row scale and an output scale of their own.
-enum class Finish { kNone, kRelu, kResidual, kFloat, kScaled, kGeneral };
+// The epilogues that networks are made of; kGeneral stands for all others. kBytes: int8, with or
+// without relu. kResidual: the same with an int8 residual. kFloat: float32 output, maybe with a
+// float32 residual. kScaled: a row scale and an output scale of their own.
+enum class Finish { kBytes, kResidual, kFloat, kScaled, kGeneral };
 
-Finish finish_of(const GemmS8Args& a) {
+// Whether all |y| stay below 2^30, so that packs can do all of the clamping.
+bool stays_small(const GemmS8Args& a, int col, int blocks) {
+  // |code - zero_point| <= 510, |activation| <= 128
+  const __m512 reach = _mm512_set1_ps(510.0f * 128.0f * static_cast<float>(a.taps * a.steps * 4));
+  __m512 most = _mm512_setzero_ps();
+  for (int b = 0; b < blocks; ++b) {
+    const int at = col + b * kBlock;
+    const __m512 y = _mm512_fmadd_ps(_mm512_abs_ps(_mm512_loadu_ps(a.scale + at)), reach,
+                                     _mm512_abs_ps(_mm512_loadu_ps(a.bias + at)));
+    most = _mm512_max_ps(most, y);
+  }
+  return _mm512_reduce_max_ps(most) + 512.0f * std::fabs(a.post.residual_scale) < 1073741824.0f;
+}
+
+Finish finish_of(const GemmS8Args& a, int col, int blocks) {
   const Post& post = a.post;
   const bool relu = post.activation == Activation::kRelu;
   if (a.row_bias != nullptr || (post.activation != Activation::kNone && !relu) ||
@@ -98,11 +115,22 @@ Finish finish_of(const GemmS8Args& a) {
                ? Finish::kGeneral
                : Finish::kFloat;
   }
-  if (post.inv_scale != 1.0f || post.low != static_cast<float>(-128 - post.zero_point)) {
+  if (post.inv_scale != 1.0f || post.low != static_cast<float>(-128 - post.zero_point) ||
+      !stays_small(a, col, blocks)) {
     return Finish::kGeneral;
   }
-  if (post.residual == nullptr) return relu ? Finish::kRelu : Finish::kNone;
+  if (post.residual == nullptr) return Finish::kBytes;
   return post.residual_dtype == DType::kInt8 ? Finish::kResidual : Finish::kGeneral;
+}
+
+// Whether the lanes share one zero point: what it takes out depends on the row alone.
+bool one_zero_point(const GemmS8Args& a, int col, int blocks) {
+  const __m512i first = _mm512_set1_epi32(a.zero_point[col]);
+  for (int b = 0; b < blocks; ++b) {
+    const __m512i zero = _mm512_loadu_si512(a.zero_point + col + b * kBlock);
+    if (_mm512_cmpneq_epi32_mask(zero, first) != 0) return false;
+  }
+  return true;
 }
 
 DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
@@ -112,13 +140,14 @@ DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
 
 // What finish_acc does for one of them, with the packs doing the clamping. Whatever it needs is in
 // locals, which no store of bytes may change.
-template <int R, int NB, Finish kFinish>
+template <int R, int NB, Finish kFinish, bool kOneZero>
 DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m512i (&acc)[R][NB]) {
   const Post post = a.post;
   const int64_t stride = a.out_stride;
   const __mmask32 mask = columns_left<NB>(a, col);
-  alignas(64) int32_t pairs[kBlock];
-  _mm512_store_si512(pairs, row_pairs(a.row_sum + row, R));
+  alignas(64) int32_t rows[kBlock];
+  _mm512_store_si512(rows, kOneZero ? row_zeros(a.row_sum + row, R, a.zero_point[col])
+                                    : row_pairs(a.row_sum + row, R));
   __m512i zero[NB];
   __m512 scale[NB], bias[NB];
   __mmask16 lanes[NB];
@@ -131,12 +160,12 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
     lanes[b] = static_cast<__mmask16>(mask >> (b * kBlock));
   }
   const float* row_scale = a.row_scale + (kFinish == Finish::kScaled ? row : 0);
-  const bool relu = post.activation == Activation::kRelu;
-  const __m512 high = _mm512_set1_ps(post.high);
   const __m512 residual_scale = _mm512_set1_ps(post.residual_scale);
   const __m512i residual_zero = _mm512_set1_epi32(post.residual_zero_point);
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
-  const __m512i zero_byte = _mm512_set1_epi8(static_cast<char>(post.zero_point));
+  // the real zero is the byte zero_point
+  const __m512i floor = _mm512_set1_epi8(
+      static_cast<char>(post.activation == Activation::kRelu ? post.zero_point : -128));
   const int8_t* near = static_cast<const int8_t*>(post.residual) + row * post.residual_stride + col;
   const float* addend = static_cast<const float*>(post.residual) + row * post.residual_stride + col;
   int8_t* out = static_cast<int8_t*>(a.out) + row * stride + col;
@@ -151,8 +180,9 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
         continue;
       }
       const int r = (first + i) / NB, b = (first + i) % NB;
-      __m512 y =
-          _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(acc[r][b], zero[b], _mm512_set1_epi32(pairs[r])));
+      const __m512i of_row = _mm512_set1_epi32(rows[r]);
+      __m512 y = _mm512_cvtepi32_ps(kOneZero ? _mm512_add_epi32(acc[r][b], of_row)
+                                             : _mm512_dpwssd_epi32(acc[r][b], zero[b], of_row));
       if constexpr (kFinish == Finish::kScaled) y = _mm512_mul_ps(y, _mm512_set1_ps(row_scale[r]));
       y = _mm512_fmadd_ps(y, scale[b], bias[b]);
       if constexpr (kFinish == Finish::kFloat) {
@@ -172,17 +202,14 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
             residual_scale, y);
       }
       if constexpr (kFinish == Finish::kScaled) {
-        y = _mm512_max_ps(_mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale)),
-                          _mm512_set1_ps(post.low));
+        y = _mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale));
+        y = _mm512_max_ps(_mm512_min_ps(_mm512_set1_ps(post.high), y), _mm512_set1_ps(post.low));
       }
-      q[i] = Vec::rne(_mm512_min_ps(high, y));
+      q[i] = Vec::rne(y);
     }
     if constexpr (kFinish == Finish::kFloat) continue;
     __m512i bytes = pack_units(q, zero_point);
-    // the real zero is the byte zero_point
-    if (kFinish == Finish::kRelu || (kFinish == Finish::kResidual && relu)) {
-      bytes = _mm512_max_epi8(bytes, zero_byte);
-    }
+    if constexpr (kFinish != Finish::kScaled) bytes = _mm512_max_epi8(bytes, floor);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
     store_units<NB>(out + first / NB * stride, stride, R - first / NB, mask, bytes);
   }
@@ -248,7 +275,7 @@ template <int NB>
 }
 
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, Finish how, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
   __m512i acc[R][NB];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -283,17 +310,19 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, int64_t row, int first_bloc
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
   const int col = first_block * kBlock;
+  const auto finish = [&]<Finish kFinish>() __attribute__((always_inline)) {
+    one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, acc)
+             : finish_tile<R, NB, kFinish, false>(a, row, col, acc);
+  };
   switch (how) {
-    case Finish::kNone:
-      return finish_tile<R, NB, Finish::kNone>(a, row, col, acc);
-    case Finish::kRelu:
-      return finish_tile<R, NB, Finish::kRelu>(a, row, col, acc);
+    case Finish::kBytes:
+      return finish.template operator()<Finish::kBytes>();
     case Finish::kResidual:
-      return finish_tile<R, NB, Finish::kResidual>(a, row, col, acc);
+      return finish.template operator()<Finish::kResidual>();
     case Finish::kFloat:
-      return finish_tile<R, NB, Finish::kFloat>(a, row, col, acc);
+      return finish.template operator()<Finish::kFloat>();
     case Finish::kScaled:
-      return finish_tile<R, NB, Finish::kScaled>(a, row, col, acc);
+      return finish_tile<R, NB, Finish::kScaled, false>(a, row, col, acc);
     case Finish::kGeneral:
       break;
   }
@@ -305,9 +334,10 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, int64_t row, int first_bloc
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  const Finish how = finish_of(a);
-  simd::for_tiles<NB == 1 ? kTallRows : kTileRows>(
-      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, how, row, block); });
+  const Finish how = finish_of(a, block * kBlock, NB);
+  const bool one_zero = one_zero_point(a, block * kBlock, NB);
+  simd::for_tiles<kTileRows>(
+      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, how, one_zero, row, block); });
 }
 
 }  // namespace
