@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from defakeq.evaluate.scorer import EMBEDDED, Scorer, build_module, read_weights, state_digest
+from defakeq.scorer import EMBEDDED, Scorer, build_module, read_weights, state_digest
 
 
 def float_detector(detector: str | None, model: str | None, weights: Path | None) -> Scorer:
