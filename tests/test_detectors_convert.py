@@ -10,8 +10,183 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 
 from defakeq import detectors, networks  # noqa: E402
 from defakeq.conversion import convert, load, save  # noqa: E402
-from defakeq.data.degrade import degradations  # noqa: E402
+from defakeq.data import open_dataset  # noqa: E402
+from defakeq.data.generate import Options, generate  # noqa: E402
+from defakeq.detectors.wavelet_clip import WaveletClip  # noqa: E402
+from defakeq.interface import Interface  # noqa: E402
+from defakeq.lower import ProgramModule  # noqa: E402
+from defakeq.plan import QuantPlan  # noqa: E402
+
+# What torch runs of a program; everything else is lowered.
+PHASES = {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real", "select", "mean"}
+NORM = "_native_batch_norm_legit_no_training"  # one that no convolution precedes
+FALLBACKS = {
+    "spsl": PHASES,
+    "meso4": {NORM},
+    "mesoinception4": {NORM},
+    "srm": {NORM, "mean", "amax", "bmm", "softmax"},
+}
+QUICK = ("meso4", "npr", "deit_tiny")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Faces of the generator: real ones and all families of forgeries, at several strengths."""
+    root = tmp_path_factory.mktemp("generated")
+    generate(root, Options("folder", count=6, frames=1, size=160, splits=("test",)))
+    found = open_dataset(root, "folder", "test")
+    return [
+        image for batch in found.batches(64, None, 0, prepare=np.array) for image in batch.images
+    ]
+
+
+def _spread(name):
+    """A detector with weights that are spread as trained ones are."""
+    model = WaveletClip(256, 4, 4).eval() if name == "wavelet_clip_small" else detectors.build(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks.randomize(model, model.input_size[1])
+    return model
+
+
+def _inputs(model, pictures, count):
+    chosen = pictures[:: max(1, len(pictures) // count)][:count]
+    return torch.stack([model.preprocess(image) for image in chosen])
+
+
+def _kinds(program):
+    return {found["target"].split(".")[1] for found in program.explain()["fallbacks"]}
+
+
+def _check(name, backend, pictures, count):
+    model = _spread(name)
+    x = _inputs(model, pictures, count)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    with torch.no_grad():
+        exact = torch.cat([model.score(one) for one in x.split(1)])
+        found = converted.score(x)
+        assert torch.equal(model.interface.probability(converted(x)), found)
+    assert found.shape == (len(x),)
+    # One in a hundred of a score; random weights make the scores differ little, so they are also
+    # compared by how they spread.
+    assert (found - exact).abs().max() <= 0.01, (found - exact).abs().max()
+    assert converted.input_size == model.input_size
+    image = pictures[0]
+    assert torch.equal(converted.preprocess(image), model.preprocess(image))
+    if backend == "program":
+        assert _kinds(converted) <= FALLBACKS.get(name, set())
+    return model, converted, x
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize("name", [*QUICK, "wavelet_clip_small"])
+def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
+    model, converted, x = _check(name, backend, pictures, 6)
+    same = [copy.deepcopy(converted)]
+    if backend == "modules" or not converted.fallbacks:
+        path = tmp_path / "detector.dfq"
+        save(converted, path)
+        same.append(load(path, model if name not in detectors.names() else None))
+    for other in same:
+        assert torch.equal(other.score(x[:2]), converted.score(x[:2]))
+        assert torch.equal(other.preprocess(pictures[1]), model.preprocess(pictures[1]))
+        assert other.input_size == model.input_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
+def test_the_other_detectors_score_alike(name, backend, pictures):
+    _check(name, backend, pictures, 8)
+
+
+def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
+    model = _spread("npr")
+    x = _inputs(model, pictures, 2)
+    save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program"), tmp_path / "a")
+    from defakeq_kernels import dfq
+
+    tensors, network = dfq.read(tmp_path / "a")
+    assert Interface.of(network["interface"]) == model.interface
+    network["interface"]["std"] = [0, 1, 1]
+    dfq.write(tmp_path / "b", tensors, network)
+    with pytest.raises(ValueError, match="std: found"):
+        load(tmp_path / "b")
+
+
+class _Own(nn.Module):
+    """A user's detector of pictures of 16 x 16, with one logit."""
+
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+    def preprocess(self, image):
+        picture = torch.from_numpy(image[:16, :16].copy()).permute(2, 0, 1).float()
+        return picture / 255 * self.input_size[0]
+
+    def score(self, batch):
+        return torch.sigmoid(self(batch) / self.temperature)[:, 0]
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+def test_any_module_keeps_what_it_has(backend, pictures):
+    torch.manual_seed(1)
+    model = _Own().eval()
+    x = torch.stack([model.preprocess(image) for image in pictures[:8]])
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    for one in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert one.input_size == (3, 16, 16)
+        assert torch.equal(one.preprocess(pictures[0]), x[0])
+        with torch.no_grad():
+            expected = torch.sigmoid(one(x) / 2)[:, 0]
+            assert torch.equal(one.score(x), expected)
+            assert not torch.equal(one.score(x), model.score(x))
+            assert (one.score(x) - model.score(x)).abs().max() < 0.01
+
+
+def test_a_plain_module_gets_nothing(pictures):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 1)).eval()
+    x = torch.rand(4, 3, 8, 8)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program")
+    assert isinstance(converted, ProgramModule)
+    for name in ("preprocess", "score", "input_size"):
+        assert not hasattr(converted, name)
+    assert "interface" not in converted.file()[1]
+
+
+def test_files_name_only_detectors(pictures, tmp_path):
+    from defakeq_kernels import dfq
+
+    model = _spread("meso4")
+    x = _inputs(model, pictures, 2)
+    path = tmp_path / "meso4.dfq"
+    save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x]), path)
+    tensors, network = dfq.read(path)
+    assert network["model"]["builder"] == {
+        "function": "defakeq.detectors:build",
+        "kwargs": {"name": "meso4"},
+    }
+    network["model"]["builder"]["kwargs"]["pretrained"] = "/some/file"
+    dfq.write(path, tensors, network)
+    with pytest.raises(ValueError, match="builder: found 'defakeq.detectors:build' in the file"):
+        load(path)

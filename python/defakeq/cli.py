@@ -24,7 +24,8 @@ _FloatModel = Annotated[
     typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
 ]
 _Builder = Annotated[
-    str | None, typer.Option(help="package.module:function that returns the float module.")
+    str | None,
+    typer.Option(help="A detector's name or package.module:function: the float module of a file."),
 ]
 
 app = typer.Typer(

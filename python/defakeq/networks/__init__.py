@@ -83,7 +83,7 @@ def build(
         torch.manual_seed(seed)
         model = entry.make(num_classes, size) if entry.fixed else entry.make(num_classes)
         model.eval()
-        randomize(model, size)
+        randomize(model, min(max(size, 96), 128))
     model.input_size = (3, size, size)  # type: ignore[assignment]
     return model
 
@@ -129,7 +129,7 @@ def randomize(model: nn.Module, size: int) -> None:
             for norm in norms:
                 norm.momentum = None
             model.train()
-            model(images(8, min(max(size, 96), 128), seed=10))
+            model(images(8 if size <= 128 else 3, size, seed=10))
             model.eval()
             for norm, value in zip(norms, momentum, strict=True):
                 norm.momentum = value
