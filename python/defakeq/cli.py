@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from defakeq import convert_cli
 from defakeq.compress import cli as compression
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
@@ -351,6 +352,8 @@ def data(context: typer.Context) -> None:
     data_app(args=context.args, prog_name="defakeq data")
 
 
+app.command()(_named_errors(convert_cli.detectors))
+app.command()(_named_errors(convert_cli.convert))
 app.command()(_named_errors(compression.compress))
 app.command()(_named_errors(compression.inspect))
 

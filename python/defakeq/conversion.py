@@ -192,7 +192,7 @@ def load(
         path: the file.
         model: the model's skeleton, whose parameters do not matter: the unconverted model, a
             converted one, or a function that returns one of these. A module is copied and left as
-            it is. None: the builder named in the file is called.
+            it is. None: the builder named in the file is called. A program needs none.
         trusted: builders, as "package.module:function", that a file may name besides the module
             classes and detectors of this package: a file must not choose what code runs.
 
@@ -205,7 +205,7 @@ def load(
         OSError: the file cannot be read.
     """
     tensors, network = dfq.read(path)
-    if model is None and "program" in network:
+    if "program" in network:  # it needs no skeleton
         return ProgramModule.of_file(tensors, network)
     described = network.get("model")
     if not isinstance(described, dict) or not isinstance(described.get("folded"), dict):
