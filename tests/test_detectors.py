@@ -435,7 +435,7 @@ def _checked(path, prefix="", wrapper=()):
 def test_checkpoints_of_all_kinds_load(tmp_path, prefix, wrapper):
     content = {prefix + k: v for k, v in _state("meso4").items()}
     for key in reversed(wrapper):
-        content = {"epoch": 3, key: content}
+        content = {"epoch": 3, "best": torch.tensor(0.9), key: content}
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     _checked(path, prefix, wrapper)

@@ -98,7 +98,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[s
         reason = lines[0] if lines else type(error).__name__
         raise ValueError(f"{shown}: no checkpoint of tensors only: {reason}") from error
     wrapper: list[str] = []
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+    while isinstance(found, Mapping):
         inner = next((k for k in WRAPPERS if isinstance(found.get(k), Mapping)), None)
         if inner is None:
             break
