@@ -22,6 +22,7 @@ from defakeq.fold import (
     fuse_activations,
     replace_module,
 )
+from defakeq.interface import Surroundings
 from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
 from defakeq.prunable import drop_constants
@@ -31,6 +32,7 @@ from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import ActQuant, int8_out
 
 BACKENDS = ("modules", "program")
+DETECTOR_BUILDER = "defakeq.detectors:build"
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -66,7 +68,8 @@ def convert(
 
     Returns:
         The converted model: for "modules" a copy, `QuantLayer.explain()` of a layer says how it
-        runs; for "program" a `defakeq.lower.ProgramModule`.
+        runs; for "program" a `defakeq.lower.ProgramModule`. Either has the `input_size`,
+        `preprocess` and `score` that the model has.
 
     Raises:
         ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
@@ -95,7 +98,9 @@ def convert(
         if isinstance(calibration, (Tensor, Mapping)):
             calibration = [calibration]
         batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
-        return lower(converted, inputs, plan, batches, observer)
+        program = lower(converted, inputs, plan, batches, observer)
+        program.surroundings = Surroundings.of(converted)
+        return program
 
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
@@ -124,7 +129,7 @@ def save(
         model: what `convert` or `load` returned.
         path: where to; an existing file is replaced.
         builder: "package.module:function" that returns the unconverted model, so that `load` needs
-            none; None: `load` must be given a model.
+            none; None: `load` must be given a model, unless `defakeq.detectors.build` made it.
         builder_kwargs: the builder's keyword arguments, of JSON types.
 
     Raises:
@@ -164,6 +169,8 @@ def save(
             if isinstance(module, Folded)
         },
     }
+    if builder is None and getattr(model, "published_name", None) is not None:
+        builder, builder_kwargs = DETECTOR_BUILDER, {"name": model.published_name}
     if builder is not None:
         kwargs = dict(builder_kwargs or {})
         if json.loads(json.dumps(kwargs)) != kwargs:
@@ -185,9 +192,9 @@ def load(
         path: the file.
         model: the model's skeleton, whose parameters do not matter: the unconverted model, a
             converted one, or a function that returns one of these. A module is copied and left as
-            it is. None: the builder named in the file is called.
+            it is. None: the builder named in the file is called. A program needs none.
         trusted: builders, as "package.module:function", that a file may name besides the module
-            classes of this package: a file must not choose what code runs.
+            classes and detectors of this package: a file must not choose what code runs.
 
     Returns:
         The model in evaluation mode; no parameter requires grad.
@@ -198,7 +205,7 @@ def load(
         OSError: the file cannot be read.
     """
     tensors, network = dfq.read(path)
-    if model is None and "program" in network:
+    if "program" in network:  # it needs no skeleton
         return ProgramModule.of_file(tensors, network)
     described = network.get("model")
     if not isinstance(described, dict) or not isinstance(described.get("folded"), dict):
@@ -478,10 +485,11 @@ def _skeleton(
         what, kwargs = record.get("function"), record.get("kwargs")
         if not isinstance(what, str) or not isinstance(kwargs, dict):
             raise ValueError("network.model.builder: found no function name and arguments")
-        if what not in trusted and not _is_own(what):
+        detector = what == DETECTOR_BUILDER and set(kwargs) == {"name"}
+        if what not in trusted and not detector and not _is_own(what):
             raise ValueError(
-                f"builder: found {what!r} in the file; accepted is module classes of this package "
-                "and what the argument `trusted` lists"
+                f"builder: found {what!r} in the file; accepted is module classes and detectors of "
+                "this package, and what the argument `trusted` lists"
             )
         built = _find_builder(what)(**kwargs)
     if not isinstance(built, nn.Module):
