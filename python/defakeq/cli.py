@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from defakeq.compress import cli as compression
+
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -346,6 +348,10 @@ def data(context: typer.Context) -> None:
     from defakeq.data.cli import app as data_app
 
     data_app(args=context.args, prog_name="defakeq data")
+
+
+app.command()(_named_errors(compression.compress))
+app.command()(_named_errors(compression.inspect))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What lies around a detector's network: from a picture to its input, from its output to a score."""
+"""What lies around a detector's network: pictures to inputs, outputs to scores."""
 
 from __future__ import annotations
 
@@ -118,5 +118,7 @@ class Interface:
             Interface.__dataclass_fields__
         ):
             raise ValueError(f"interface: found {described!r}; accepted is what describe() gives")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in described.items()
+        }
         return Interface(**values)

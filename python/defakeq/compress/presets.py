@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from defakeq.compress.reconstruct import Settings as Reconstruction
+from defakeq.compress.veft import Alignment
 
 PRESETS = ("default", "paper")
 
@@ -18,23 +19,22 @@ class Preset:
         widths: of the weights that may be chosen.
         objective: "measured" (sensitivity times rounding error) or "score" (S_l 2^-b).
         prune: whether redundant channels may go.
+        act_average: bits of the layers' inputs on average at most, which are then 4 to 8; None: 8.
+            Narrower inputs make no smaller file and no faster program.
         reconstruction: of the blocks.
         restored: part of the output channels that stays in half precision in the mixed model.
         choice: how these are chosen: "recovery" or "random".
-        align_steps: optimizer steps of the fine-tuning.
-        align_rate: of the scales' logarithms, in the fine-tuning.
-        codes: whether the fine-tuning also moves codes.
+        alignment: the fine-tuning.
     """
 
     widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     objective: str = "measured"
     prune: bool = True
+    act_average: float | None = None
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     restored: float = 0.02
     choice: str = "recovery"
-    align_steps: int = 48
-    align_rate: float = 2e-3
-    codes: bool = True
+    alignment: Alignment = field(default_factory=Alignment)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -58,6 +58,6 @@ def preset(name: str) -> Preset:
                 method="adaround", feedback=False, steps=200, rate=0.03, scale_rate=0.0
             ),
             choice="random",
-            codes=False,
+            alignment=Alignment(codes=0.0),
         )
     raise ValueError(f"preset: found {name!r}; accepted is {' or '.join(map(repr, PRESETS))}")

@@ -18,7 +18,8 @@ from defakeq.compress.adaround import SoftRounding
 from defakeq.compress.allocate import Option
 from defakeq.compress.graph import Block, Graph, Layer
 from defakeq.compress.grid import Grid, feedback, fit, refit
-from defakeq.compress.quantized import State, calling, fake_act, masked, observed
+from defakeq.compress.quantized import State, calling, fake_act, float_call, masked, observed
+from defakeq.compress.redundancy import Masks
 
 _ROWS = 8192  # positions a layer's second moment is taken from, at least twice its size
 _CHUNK_ROWS = 1 << 16
@@ -60,22 +61,43 @@ class BlockResult:
 
 
 def initial(
-    graph: Graph, options: Mapping[str, Option], act_bits: Mapping[str, int]
+    graph: Graph,
+    options: Mapping[str, Option],
+    act_bits: Mapping[str, int],
+    weights: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Masks] | None = None,
 ) -> dict[str, State]:
-    """Nearest codes on good grids."""
+    """Nearest codes on good grids.
+
+    Args:
+        graph: the float model.
+        options: of each layer to quantize.
+        act_bits: widths of inputs; 8 where none is given.
+        weights, masks: of `redundancy.pruned`.
+    """
     states = {}
     for name, layer in graph.layers.items():
-        if name in options:
-            option = options[name]
-            states[name] = _state(layer, option, act_bits.get(name, 8))
+        if name not in options:
+            continue
+        option = options[name]
+        rows = (weights or {}).get(name, layer.weight).flatten(1)
+        grid = fit(rows, option.bits, symmetric=option.symmetric)
+        mask = (masks or {}).get(name, Masks())
+        bias = None if layer.bias is None else layer.bias.clone()
+        if bias is not None and mask.outs is not None:
+            bias = bias * mask.outs
+        states[name] = State(
+            grid,
+            grid.codes(rows),
+            bias,
+            rows,
+            option.symmetric,
+            None,
+            act_bits.get(name, 8),
+            mask.outs,
+            mask.ins,
+        )
     return states
-
-
-def _state(layer: Layer, option: Option, act_bits: int) -> State:
-    rows = layer.weight.flatten(1)
-    grid = fit(rows, option.bits, symmetric=option.symmetric)
-    bias = None if layer.bias is None else layer.bias.clone()
-    return State(grid, grid.codes(rows), bias, rows, option.symmetric, None, act_bits)
 
 
 def reconstruct(
@@ -141,34 +163,22 @@ def _block(
     generator: torch.Generator,
 ) -> None:
     states = result.states
-    power = float(sum(t.double().square().sum() for t in targets))
+    alive = _alive(graph, block, xs, states)
+    power = float(sum((t * alive).double().square().sum() for t in targets))
 
     def error() -> float:
         call = calling(states)
         with torch.no_grad():
             total = sum(
-                float((graph.run(block, x, call) - t).double().square().sum())
+                float(((graph.run(block, x, call) - t) * alive).double().square().sum())
                 for x, t in zip(xs, targets, strict=True)
             )
         return total / max(power, 1e-30)
 
-    acts = observed(
-        graph,
-        lambda call: _feed(graph, block, xs, call),
-        set(states),
-        settings.observer,
-    )
-    for name, act in acts.items():
-        state = states[name]
-        if state.act_bits != 8:
-            act = observed(
-                graph,
-                lambda call: _feed(graph, block, xs, call),
-                {name},
-                settings.observer,
-                state.act_bits,
-            )[name]
-        states[name] = replace(state, act=act)
+    observers = observed(states, lambda call: _feed(graph, block, xs, call))
+    for name, observer in observers.items():
+        act = observer.quantization(states[name].act_bits, settings.observer)
+        states[name] = replace(states[name], act=act)
     best = dict(states)
     least = result.errors["nearest"] = error()
 
@@ -189,10 +199,22 @@ def _block(
         keep("bias")
     if settings.method != "nearest" and settings.steps:
         if settings.blocks:
-            _learn(graph, block, xs, targets, states, settings, generator)
+            _learn(graph, block, xs, targets, alive, states, settings, generator)
         else:
             _learn_layers(graph, block, xs, states, settings, generator)
         keep("learned")
+
+
+def _alive(graph: Graph, block: Block, xs: list[Tensor], states: Mapping[str, State]) -> Tensor:
+    """1 for output channels that the pruned block still has, 0 for those that are always zero."""
+    if all(state.keep_out is None and state.keep_in is None for state in states.values()):
+        return torch.ones((), device=xs[0].device)
+    call = calling(states)
+    with torch.no_grad():
+        y = graph.run(block, xs[0], call)
+    dim = 1 if y.dim() == 4 else y.dim() - 1
+    others = [d for d in range(y.dim()) if d != dim]
+    return (y.abs().amax(others, keepdim=True) > 0).to(y.dtype)
 
 
 def _feed(graph: Graph, block: Block, xs: list[Tensor], call: Callable[..., Tensor]) -> None:
@@ -220,7 +242,7 @@ def _error_feedback(
             name = layer.name
             seconds[name] = second if name not in seconds else seconds[name] + second
             counts[name] = counts.get(name, 0) + rows.shape[1]
-        return layer.apply(x, layer.weight, layer.bias)
+        return float_call(layer, x, state)
 
     _feed(graph, block, xs, call)
     for name, second in seconds.items():
@@ -230,7 +252,7 @@ def _error_feedback(
 
 def fed_back(layer: Layer, state: State, second: Tensor) -> State:
     """A layer's state with error-feedback codes, from second moments [groups, K, K]."""
-    weight = masked(layer.weight, state).flatten(1)
+    weight = state.float_rows(layer)
     outs, groups = weight.shape[0], layer.groups
     size = outs // groups
     codes, scale = state.codes.clone(), state.grid.scale.clone()
@@ -287,7 +309,7 @@ def _correct_bias(
 
     def call(layer: Layer, x: Tensor) -> Tensor:
         state = states.get(layer.name)
-        y = layer.apply(x, layer.weight, layer.bias)
+        y = float_call(layer, x, state)
         if state is not None and state.bias is not None:
             z = layer.apply(fake_act(x, state.act), state.dense(layer), state.bias)
             lost = (y - z).movedim(layer.channel_dim, -1).flatten(0, -2).mean(0)
@@ -319,7 +341,7 @@ class Learned:
     @staticmethod
     def of(layer: Layer, state: State, soft: bool = False) -> Learned:
         """From a state; `soft` for AdaRound's rounding."""
-        weight = masked(layer.weight, state).flatten(1)
+        weight = state.float_rows(layer)
         near = state.grid.position(weight)
         # stay in the code that the state has, as near to the float weight as that allows
         position = torch.minimum(torch.maximum(near, state.codes - 0.45), state.codes + 0.45)
@@ -383,6 +405,7 @@ def _learn(
     block: Block,
     xs: list[Tensor],
     targets: list[Tensor],
+    alive: Tensor,
     states: dict[str, State],
     settings: Settings,
     generator: torch.Generator,
@@ -392,7 +415,7 @@ def _learn(
     groups = [group for one in learned.values() for group in one.parameters(settings)]
     optimizer = torch.optim.Adam(groups)  # type: ignore[arg-type]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    power = sum(float(t.square().mean()) for t in targets) / len(targets)
+    power = sum(float((t * alive).square().mean()) for t in targets) / len(targets)
 
     def call(layer: Layer, x: Tensor) -> Tensor:
         if layer.name in learned:
@@ -406,7 +429,7 @@ def _learn(
         i = order.pop()
         with torch.enable_grad():
             y = graph.run(block, xs[i], call)
-            loss = (y - targets[i]).square().mean() / max(power, 1e-30)
+            loss = ((y - targets[i]) * alive).square().mean() / max(power, 1e-30)
             for one in learned.values():
                 if one.soft is not None:
                     loss = loss + one.soft.penalty(step / settings.steps)
@@ -432,7 +455,7 @@ def _learn_layers(
     def collect(layer: Layer, x: Tensor) -> Tensor:
         if layer.name in rows:
             rows[layer.name].append(_sample_rows(layer, x, len(xs), generator))
-        return layer.apply(x, layer.weight, layer.bias)
+        return float_call(layer, x, states.get(layer.name))
 
     _feed(graph, block, xs, collect)
     for name, parts in rows.items():
@@ -441,7 +464,7 @@ def _learn_layers(
         one = Learned.of(layer, states[name], settings.method == "adaround")
         optimizer = torch.optim.Adam(one.parameters(settings))  # type: ignore[arg-type]
         size = layer.weight.shape[0] // layer.groups
-        wanted = layer.weight.reshape(layer.groups, size, -1).transpose(1, 2)
+        wanted = states[name].float_rows(layer).reshape(layer.groups, size, -1).transpose(1, 2)
         for step in range(settings.steps):
             pick = torch.randint(data.shape[1], (1024,), generator=generator)
             x = data[:, pick.to(data.device)]

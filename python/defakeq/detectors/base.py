@@ -57,4 +57,3 @@ class Detector(nn.Module):
         See :func:`defakeq.detectors.checkpoint.load_into`.
         """
         return load_into(self, path, self.unused)
-
