@@ -420,11 +420,16 @@ class _Run:
             self.source,
             facts,
         )
-        for program in (model, integer):
+        sizes = {}
+        for key, program in (("integer_size", integer), ("size", model)):
             report.carry(program, found.report)
-            size = file_size(program)[0]
-            if size > self.budget:
-                raise RuntimeError(f"size: found a file of {size} bytes; asked was {self.budget}")
+            sizes[key] = file_size(program)[0]
+            if sizes[key] > self.budget:
+                raise RuntimeError(
+                    f"size: found a file of {sizes[key]} bytes; asked was {self.budget}"
+                )
+        part = sizes["size"] / checkpoint_bytes(self.source)
+        found.report = {**sizes, "part": part, **found.report}
         return found
 
 
