@@ -317,12 +317,24 @@ def test_adaround_beats_nearest(graph, stats, data):
         assert bool(((state.codes - near).abs() < 1 + 1e-4)[inside].all())  # up or down only
 
 
-def test_fisher_weighted_error_serves_the_margin(graph, stats, data):
-    plain = reconstruct.Settings(steps=40, feedback=False, bias=False)
-    weighted = dataclasses.replace(plain, fisher=True)
-    first, _, _ = _quantized(graph, stats, data, 2, dataclasses.replace(plain, steps=0))
-    second, _, _ = _quantized(graph, stats, data, 2, weighted)
-    assert second < first
+def test_fisher_directions_are_the_margin_s_derivatives(graph, data):
+    x = data.images[: graph.batch]
+    for block in graph.blocks[:2]:
+        x = graph.run(block, x)
+    (found,) = reconstruct.fisher_directions(graph, 1, [x])
+    step = 1e-2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    z = []
+    for y in (x + step, x - step):
+        for block in graph.blocks[2:]:
+            y = graph.run(block, y)
+        z.append(margin(y))
+    p = torch.sigmoid(sum(z) / 2)
+    slope = (z[0] - z[1]) / 2 * (p * (1 - p)).sqrt()
+    along = (found * step).flatten(1).sum(1)
+    assert torch.allclose(along, slope, rtol=0.1, atol=0.1 * float(slope.abs().max()))
+    settings = reconstruct.Settings(steps=30, fisher=True)
+    _, results, _ = _quantized(graph, None, data, 2, settings)
+    assert all(min(r.errors.values()) <= r.errors["nearest"] for r in results)
 
 
 def test_searched_grids_serve_the_output(graph):

@@ -167,8 +167,14 @@ def learn_block(
             if fisher is None:
                 loss = off.square().mean() / max(power, 1e-30)
             else:
-                along = (off * fisher[i]).flatten(1).sum(1).square().mean()
-                loss = along + (off.square() * fisher[i].square().mean(0)).flatten(1).sum(1).mean()
+                along = (off * fisher[i]).reshape(len(off), -1).sum(1).square().mean()
+                loss = (
+                    along
+                    + (off.square() * fisher[i].square().mean(0))
+                    .reshape(len(off), -1)
+                    .sum(1)
+                    .mean()
+                )
             for one in learned.values():
                 if one.soft is not None:
                     loss = loss + one.soft.penalty(step / settings.steps)

@@ -106,7 +106,7 @@ def reconstruct(
             result = BlockResult(block.name, own)
             if own:
                 generator = torch.Generator().manual_seed(seed * 100003 + number)
-                fisher = _fisher(graph, number, targets) if settings.fisher else None
+                fisher = fisher_directions(graph, number, targets) if settings.fisher else None
                 _block(graph, block, quantized, targets, result, settings, generator, fisher)
             if save is not None:
                 save(number, result)
@@ -192,7 +192,7 @@ def _alive(graph: Graph, block: Block, xs: list[Tensor], states: Mapping[str, St
     return (y.abs().amax(others, keepdim=True) > 0).to(y.dtype)
 
 
-def _fisher(graph: Graph, number: int, targets: list[Tensor]) -> list[Tensor]:
+def fisher_directions(graph: Graph, number: int, targets: list[Tensor]) -> list[Tensor]:
     """For each image the square root of its Fisher information's one direction: s(1 - s) dz."""
     found = []
     for target in targets:
