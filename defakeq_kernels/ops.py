@@ -1,13 +1,15 @@
 """The torch ops ``torch.ops.defakeq.*``: their library, their fakes and thin functions over them.
 
-Importing this module loads the op library. The ops run on the CPU, under torch's threads, and have
-no backward pass: a float input that requires grad is refused while grad mode is on.
+Importing this module loads the op library. The ops run on the CPU, under torch's threads, and on
+CUDA devices through Triton, where they also take and return float16 and bfloat16. They have no
+backward pass: a float input that requires grad is refused while grad mode is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import defakeq_kernels
 
@@ -55,11 +57,18 @@ def _load() -> None:
 _load()
 
 
-def _out_dtype(out_int8: bool) -> torch.dtype:
-    return torch.int8 if out_int8 else torch.float32
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _out_dtype(x: torch.Tensor, out_int8: bool) -> torch.dtype:
+    if out_int8:
+        return torch.int8
+    return x.dtype if x.dtype in _HALVES else torch.float32
 
 
 def _check_values(name: str, x: torch.Tensor) -> None:
+    if x.dtype in _HALVES and x.device.type == "cuda":
+        return
     if x.dtype not in (torch.float32, torch.int8):
         raise ValueError(f"{name}: found {x.dtype}, accepted: float32 or int8")
 
@@ -75,7 +84,7 @@ def _linear_fake(
     half_input: torch.Tensor | None = None,
 ) -> torch.Tensor:
     _check_values("x", x)
-    return x.new_empty((*x.shape[:-1], out_features), dtype=_out_dtype(out_int8))
+    return x.new_empty((*x.shape[:-1], out_features), dtype=_out_dtype(x, out_int8))
 
 
 def _conv2d_fake(
@@ -101,7 +110,7 @@ def _conv2d_fake(
     )
     strides = (out_channels * h * w, 1, out_channels * w, out_channels)
     size = (x.shape[0], out_channels, h, w)
-    return x.new_empty_strided(size, strides, dtype=_out_dtype(out_int8))
+    return x.new_empty_strided(size, strides, dtype=_out_dtype(x, out_int8))
 
 
 def _same_layout(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -121,10 +130,53 @@ def _dequantize_fake(q: torch.Tensor, scale: float, zero_point: int) -> torch.Te
     return _same_layout(q, torch.float32)
 
 
+def _run_program_fake(
+    program: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    out_shapes: Sequence[int],
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    for i, x in enumerate(inputs):
+        if x.dtype != torch.float32 or x.dim() < 1:
+            raise ValueError(
+                f"inputs[{i}]: found {x.dtype} {list(x.shape)}, accepted: float32 [N, ...]"
+            )
+    source = inputs[0] if inputs else program
+    batch = inputs[0].shape[0] if inputs else 1
+    results, at = [], 0
+    while at < len(out_shapes):
+        end = at + 1 + out_shapes[at]
+        shape = (batch, *out_shapes[at + 1 : end])
+        results.append(source.new_empty(shape, dtype=torch.float32))
+        at = end
+    return results
+
+
 torch.library.register_fake("defakeq::linear", _linear_fake)
 torch.library.register_fake("defakeq::conv2d", _conv2d_fake)
 torch.library.register_fake("defakeq::quantize", _quantize_fake)
 torch.library.register_fake("defakeq::dequantize", _dequantize_fake)
+torch.library.register_fake("defakeq::run_program", _run_program_fake)
+
+
+def _on_gpu(name: str) -> Callable[..., torch.Tensor]:
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            from defakeq_kernels.triton import launch
+        except ImportError as error:
+            raise RuntimeError(
+                f"torch.ops.defakeq.{name}: found CUDA tensors without Triton ({error}); accepted "
+                "is triton >= 3.5 (`pip install triton`), or tensors and layers on the CPU"
+            ) from error
+        result: torch.Tensor = getattr(launch, name)(*args, **kwargs)
+        return result
+
+    return call
+
+
+_gpu_ops = torch.library.Library("defakeq", "IMPL", "CUDA")
+for _name in ("linear", "conv2d", "quantize", "dequantize"):
+    _gpu_ops.impl(_name, _on_gpu(_name))
 
 
 def linear(
@@ -143,7 +195,7 @@ def linear(
     Args:
         x: float32 or int8 ``[..., in_features]``, any strides; int8 only for layers whose
             activations are quantized statically.
-        packed: uint8 ``[bytes]``, the layer's runtime layout.
+        packed: uint8 ``[bytes]``, the layer's runtime layout for x's device.
         out_features: the layer's number of outputs, pruned ones included.
         out_int8: whether the layer requantizes its output to int8.
         residual: float32 or int8, shaped as the output; added before the activation.
@@ -248,4 +300,40 @@ def dequantize(q: torch.Tensor, scale: float, zero_point: int = 0) -> torch.Tens
     return result
 
 
-__all__ = ["conv2d", "dequantize", "linear", "quantize"]
+def run_program(
+    program: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    shapes: Sequence[Sequence[int]],
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    """Run a whole network.
+
+    Args:
+        program: uint8 ``[bytes]``: the content of a ``.dfq`` file with a program. It is loaded when
+            it is first run and kept by its address, length and checksum, the last 32 of them; so
+            it must not be changed other than as a whole.
+        inputs: one float32 tensor ``[N, ...]`` for each input of the program, any strides.
+        shapes: the shape of each output without the batch, as `Program.outputs` has them; tracing
+            cannot read them from `program`.
+        threads: of the program's own pool, 1 to 1024; 0: torch's threads.
+
+    Returns:
+        float32 ``[N, *shape]`` for each output, contiguous.
+
+    Raises:
+        ValueError: a wrong number, dtype, shape or device, by the argument's or input's name.
+        RuntimeError: `program` is no valid file; or an input requires grad while grad mode is on.
+    """
+    flat = [n for shape in shapes for n in (len(shape), *shape)]
+    results: list[torch.Tensor] = torch.ops.defakeq.run_program(
+        program, list(inputs), flat, threads
+    )
+    return results
+
+
+def release_programs() -> None:
+    """Free the programs that `run_program` keeps; those that run again are loaded again."""
+    torch.ops.defakeq.release_programs()
+
+
+__all__ = ["conv2d", "dequantize", "linear", "quantize", "release_programs", "run_program"]

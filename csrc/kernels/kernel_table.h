@@ -182,12 +182,14 @@ struct KernelTable {
                   int64_t end);
   void (*reduce)(ReduceFn fn, const Operand& x, int64_t channels, const Post& post, void* out,
                  int64_t begin, int64_t end);
-  int32_t (*softmax_codes)(const SoftmaxCodesArgs&);
+  void (*softmax_codes)(const SoftmaxCodesArgs&);
   void (*pack_rows)(const PackCodesArgs&);
   void (*pack_columns)(const PackCodesArgs&);
   void (*pool2d)(const Pool2dArgs&, const Post& post, int64_t out_w, int64_t begin, int64_t end);
   void (*adaptive_avg_pool2d)(const AdaptivePoolArgs&, const Post& post, int64_t begin,
                               int64_t end);
+  void (*mean_rows)(const Operand& x, int64_t rows, int64_t channels, const Post& post, void* out,
+                    int64_t begin, int64_t end);
   void (*interpolate)(const InterpolateArgs&, const InterpolateAxis& y, const InterpolateAxis& x,
                       const Post& post, int64_t begin, int64_t end);
   void (*from_nchw)(const float* x, int64_t channels, int64_t pixels, const Post& post, void* out,

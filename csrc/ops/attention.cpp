@@ -174,12 +174,11 @@ void attend(const KernelTable& k, const AttentionArgs& g, const Post& post, Head
     const int64_t m = std::min(kRows, end - t);
     h.queries.set(k, q + t * g.q_layout.token, g.q_layout.token, m, g.head_dim);
     h.keys.run(k, h.keys.product(h.queries.rows, m, h.queries.sums), h.scores, h.pitch, Post{});
+    const int64_t at = t * g.k_tokens;
+    k.softmax_codes({h.scores, m, g.k_tokens, h.pitch, g.alpha,
+                     bias != nullptr ? bias + at : nullptr, mask != nullptr ? mask + at : nullptr,
+                     h.codes, h.code_sums});
     for (int64_t r = 0; r < m; ++r) {
-      const int64_t at = (t + r) * g.k_tokens;
-      h.code_rows[r] = h.codes + r * h.pitch;
-      h.code_sums[r] = k.softmax_codes(
-          {h.scores + r * h.pitch, g.k_tokens, g.alpha, bias != nullptr ? bias + at : nullptr,
-           mask != nullptr ? mask + at : nullptr, h.codes + r * h.pitch});
       h.inverse[r] = 1.0f / static_cast<float>(h.code_sums[r]);
       h.code_sums[r] -= 128 * static_cast<int32_t>(g.k_tokens);
     }
@@ -250,8 +249,11 @@ void attention(const AttentionArgs& args, void* scratch, Parallel& parallel) {
             [&](int64_t task, int64_t begin, int64_t end) {
               Arena arena(static_cast<char*>(scratch) + static_cast<size_t>(task) * bytes);
               Head head(arena, args);
-              head.keys.set_lanes(args.k.quantization.zero_point, 1.0f);
+              // scores leave the product as fma(x, alpha, -0) unless a bias is to be added
+              head.keys.set_lanes(args.k.quantization.zero_point,
+                                  args.bias == nullptr ? args.alpha : 1.0f);
               head.values.set_lanes(args.v.quantization.zero_point, args.v.quantization.scale);
+              for (int64_t r = 0; r < kRows; ++r) head.code_rows[r] = head.codes + r * head.pitch;
               for (int64_t i = begin; i < end; ++i) {
                 const int64_t item = i / parts, part = i % parts;
                 attend(k, args, post, head, item / args.heads, item % args.heads,

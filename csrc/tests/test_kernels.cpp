@@ -626,7 +626,7 @@ constexpr Kernel kKernels[] = {
     {"shuffle", 300, check_shuffle},
 };
 // From lookup on, test_nodes.cpp compares them through their operators.
-constexpr size_t kNodeKernels = 14;
+constexpr size_t kNodeKernels = 15;
 static_assert(sizeof(KernelTable) ==
                   sizeof(const char*) + (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
               "every function of the kernel table is listed in kKernels with its check");

@@ -617,6 +617,19 @@ TEST(Ops, NotANumberComesOutLowest) {
   }
 }
 
+TEST(Pack, WritesEveryByte) {
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    const Case c = make_case(seed);
+    const auto* first = static_cast<const uint8_t*>(c.blob.get());
+    const std::vector<uint8_t> want(first, first + c.blob_bytes);
+    for (const int before : {0x00, 0xFF}) {
+      std::memset(c.blob.get(), before, c.blob_bytes);
+      pack_layer(c.spec, c.blob.get(), c.blob_bytes);
+      ASSERT_EQ(std::memcmp(c.blob.get(), want.data(), want.size()), 0) << "seed " << seed;
+    }
+  }
+}
+
 TEST(Pack, NamesTheBadField) {
   const auto message = [](const LayerSpec& s) -> std::string {
     try {
