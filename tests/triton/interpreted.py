@@ -69,7 +69,11 @@ def check(layer: Any, x: Any, **extra: Any) -> None:
     """Equal bytes for integer layers, the computed bound for others."""
     y, wanted = on_gpu(layer, x, **extra), expected(layer, x, **extra)
     assert y.shape == wanted.shape
-    integer = layer.act is not None and 16 not in layer.bits and not layer._buffers.get("half_in_index") is not None
+    integer = (
+        layer.act is not None
+        and 16 not in layer.bits
+        and not layer._buffers.get("half_in_index") is not None
+    )
     if integer:
         assert torch.equal(y, wanted)
         return
@@ -130,32 +134,63 @@ def test_split_reduction(half_out: Any) -> None:
 
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
-    "3x3": dict(channels=64, kernel=3, geometry={"padding": 1}, bits=4, activation="relu"),
-    "geometry": dict(
-        channels=48, kernel=(3, 5), bits=3, activation="gelu",
-        geometry={"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)},
-    ),
-    "pointwise": dict(channels=40, kernel=1, bits=4, activation="hardswish"),
-    "strided pointwise": dict(channels=40, kernel=1, geometry={"stride": 2}, bits=5),
-    "first": dict(
-        channels=3, kernel=7, geometry={"stride": 2, "padding": 3}, bits=8, activation="sigmoid"
-    ),
-    "grouped": dict(channels=48, kernel=3, geometry={"padding": 1, "groups": 3}, bits=4),
-    "depthwise": dict(
-        channels=24, kernel=3, geometry={"padding": 1, "groups": 24}, bits=4, activation="silu"
-    ),
-    "depthwise pruned": dict(
-        channels=12, kernel=5, geometry={"padding": 2, "groups": 12}, bits=8,
-        keep_out=torch.arange(0, 24, 3), half_out=[3, 9],
-    ),
-    "scale groups": dict(
-        channels=80, kernel=(1, 3), geometry={"padding": (0, 1)}, group_size=32, bits=4
-    ),
-    "pruned": dict(
-        channels=80, kernel=3, geometry={"padding": 1}, bits=4, keep_in=torch.arange(0, 80, 2),
-        half_in=torch.tensor([4, 6]), half_out=[2], keep_out=torch.arange(0, 24, 2),
-    ),
-}  # fmt: skip
+    "3x3": {
+        "channels": 64,
+        "kernel": 3,
+        "geometry": {"padding": 1},
+        "bits": 4,
+        "activation": "relu",
+    },
+    "geometry": {
+        "channels": 48,
+        "kernel": (3, 5),
+        "bits": 3,
+        "activation": "gelu",
+        "geometry": {"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)},
+    },
+    "pointwise": {"channels": 40, "kernel": 1, "bits": 4, "activation": "hardswish"},
+    "strided pointwise": {"channels": 40, "kernel": 1, "geometry": {"stride": 2}, "bits": 5},
+    "first": {
+        "channels": 3,
+        "kernel": 7,
+        "geometry": {"stride": 2, "padding": 3},
+        "bits": 8,
+        "activation": "sigmoid",
+    },
+    "grouped": {"channels": 48, "kernel": 3, "geometry": {"padding": 1, "groups": 3}, "bits": 4},
+    "depthwise": {
+        "channels": 24,
+        "kernel": 3,
+        "geometry": {"padding": 1, "groups": 24},
+        "bits": 4,
+        "activation": "silu",
+    },
+    "depthwise pruned": {
+        "channels": 12,
+        "kernel": 5,
+        "geometry": {"padding": 2, "groups": 12},
+        "bits": 8,
+        "keep_out": torch.arange(0, 24, 3),
+        "half_out": [3, 9],
+    },
+    "scale groups": {
+        "channels": 80,
+        "kernel": (1, 3),
+        "geometry": {"padding": (0, 1)},
+        "group_size": 32,
+        "bits": 4,
+    },
+    "pruned": {
+        "channels": 80,
+        "kernel": 3,
+        "geometry": {"padding": 1},
+        "bits": 4,
+        "keep_in": torch.arange(0, 80, 2),
+        "half_in": torch.tensor([4, 6]),
+        "half_out": [2],
+        "keep_out": torch.arange(0, 24, 2),
+    },
+}
 
 
 @pytest.mark.parametrize("act", [None, STATIC, ActQuant.dynamic("row")], ids=str)
