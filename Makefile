@@ -1,4 +1,4 @@
-# make demo    judge real photographs with the embedded detector
+# make demo    judge a photograph and generated data with the embedded detector; write a report
 # make test    native tests and pytest
 # make bench   the kernels beside other engines
 # make lint    every check of style, types and layering
@@ -43,7 +43,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 dev: $(VENV)/.built
 
 demo: $(VENV)/.built
-	$(BIN)/defakeq demo
+	$(BIN)/defakeq demo --out $(BUILD)/demo
 
 test: native-test pytest
 

@@ -130,10 +130,33 @@ def _dequantize_fake(q: torch.Tensor, scale: float, zero_point: int) -> torch.Te
     return _same_layout(q, torch.float32)
 
 
+def _run_program_fake(
+    program: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    out_shapes: Sequence[int],
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    for i, x in enumerate(inputs):
+        if x.dtype != torch.float32 or x.dim() < 1:
+            raise ValueError(
+                f"inputs[{i}]: found {x.dtype} {list(x.shape)}, accepted: float32 [N, ...]"
+            )
+    source = inputs[0] if inputs else program
+    batch = inputs[0].shape[0] if inputs else 1
+    results, at = [], 0
+    while at < len(out_shapes):
+        end = at + 1 + out_shapes[at]
+        shape = (batch, *out_shapes[at + 1 : end])
+        results.append(source.new_empty(shape, dtype=torch.float32))
+        at = end
+    return results
+
+
 torch.library.register_fake("defakeq::linear", _linear_fake)
 torch.library.register_fake("defakeq::conv2d", _conv2d_fake)
 torch.library.register_fake("defakeq::quantize", _quantize_fake)
 torch.library.register_fake("defakeq::dequantize", _dequantize_fake)
+torch.library.register_fake("defakeq::run_program", _run_program_fake)
 
 
 def _on_gpu(name: str) -> Callable[..., torch.Tensor]:
@@ -277,4 +300,40 @@ def dequantize(q: torch.Tensor, scale: float, zero_point: int = 0) -> torch.Tens
     return result
 
 
-__all__ = ["conv2d", "dequantize", "linear", "quantize"]
+def run_program(
+    program: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    shapes: Sequence[Sequence[int]],
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    """Run a whole network.
+
+    Args:
+        program: uint8 ``[bytes]``: the content of a ``.dfq`` file with a program. It is loaded when
+            it is first run and kept by its address, length and checksum, the last 32 of them; so
+            it must not be changed other than as a whole.
+        inputs: one float32 tensor ``[N, ...]`` for each input of the program, any strides.
+        shapes: the shape of each output without the batch, as `Program.outputs` has them; tracing
+            cannot read them from `program`.
+        threads: of the program's own pool, 1 to 1024; 0: torch's threads.
+
+    Returns:
+        float32 ``[N, *shape]`` for each output, contiguous.
+
+    Raises:
+        ValueError: a wrong number, dtype, shape or device, by the argument's or input's name.
+        RuntimeError: `program` is no valid file; or an input requires grad while grad mode is on.
+    """
+    flat = [n for shape in shapes for n in (len(shape), *shape)]
+    results: list[torch.Tensor] = torch.ops.defakeq.run_program(
+        program, list(inputs), flat, threads
+    )
+    return results
+
+
+def release_programs() -> None:
+    """Free the programs that `run_program` keeps; those that run again are loaded again."""
+    torch.ops.defakeq.release_programs()
+
+
+__all__ = ["conv2d", "dequantize", "linear", "quantize", "release_programs", "run_program"]

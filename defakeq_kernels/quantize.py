@@ -179,6 +179,8 @@ def quantize_weight(
     half_out: ArrayLike | None = None,
     half_in: ArrayLike | None = None,
     bias: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    zero_point: ArrayLike | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
@@ -200,6 +202,8 @@ def quantize_weight(
         half_out: kept outputs stored in half precision, whatever `bits` says of them.
         half_in: kept inputs whose columns are stored in half precision.
         bias: [O].
+        scale, zero_point: [O] each, the grid to which each output's integer weights are rounded;
+            None: searched. No zero points when `symmetric`; neither with `group_size`.
         stride, padding, dilation: one value or (vertical, horizontal); conv2d only.
         groups: convolution groups; above 1, keep_in and half_in must be None.
 
@@ -224,6 +228,7 @@ def quantize_weight(
     if group_size is not None and (size <= 0 or size % 4):
         raise ValueError(f"group_size: found {size}; accepted is a positive multiple of 4")
 
+    grid = _given_grid(scale, zero_point, outs, symmetric, size)
     kept_out = _index("keep_out", keep_out, outs)
     kept_in = _index("keep_in", keep_in, ins)
     half_rows = _subset("half_out", half_out, "keep_out", kept_out, outs)
@@ -240,7 +245,10 @@ def quantize_weight(
     for width in np.unique(widths[kept_out]):
         index = kept_out[widths[kept_out] == width]
         rows = np.ascontiguousarray(by_tap[index][:, :, integer_in])
-        segments.append(_segment(rows, int(width), index, symmetric, size))
+        if grid is not None and width != HALF_BITS:
+            segments.append(_on_grid(rows, int(width), index, symmetric, grid))
+        else:
+            segments.append(_segment(rows, int(width), index, symmetric, size))
     stored = np.concatenate([s.out_index for s in segments])
 
     half_in_weight = None
@@ -348,6 +356,54 @@ def _to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
             f"{name}: found {largest} in a half-precision channel; accepted is up to {_HALF_MAX}"
         )
     return values.astype(np.float16)
+
+
+_Grid = tuple[NDArray[np.float32], NDArray[np.int32] | None]
+
+
+def _given_grid(
+    scale: ArrayLike | None, zero_point: ArrayLike | None, outs: int, symmetric: bool, size: int
+) -> _Grid | None:
+    """The caller's scales and zero points, checked; None: there are none."""
+    if scale is None and zero_point is None:
+        return None
+    if scale is None or (zero_point is None) != symmetric or size:
+        raise ValueError(
+            "scale, zero_point: found one without the other, or with group_size; accepted is both "
+            "(scale alone when symmetric), with one scale an output"
+        )
+    scales = _float_array("scale", np.asarray(scale, np.float64))
+    if scales.shape != (outs,) or not bool((scales >= np.finfo(np.float32).tiny).all()):
+        raise ValueError(f"scale: found shape {scales.shape}; accepted is {outs} positive numbers")
+    if zero_point is None:
+        return scales, None
+    zeros = np.asarray(zero_point)
+    inside = zeros.shape == (outs,) and zeros.dtype.kind in "iu"
+    if not inside or int(np.abs(zeros).max()) > MAX_ZERO_POINT:
+        raise ValueError(
+            f"zero_point: found {zeros.dtype} with shape {zeros.shape}; accepted is {outs} "
+            f"integers from {-MAX_ZERO_POINT} to {MAX_ZERO_POINT}"
+        )
+    return scales, zeros.astype(np.int32)
+
+
+def _on_grid(
+    rows: NDArray[np.float32], bits: int, index: NDArray[np.int32], symmetric: bool, grid: _Grid
+) -> Segment:
+    """Rounds rows [count, taps, in_count] to the given grid."""
+    scale, zeros = grid[0][index], None if grid[1] is None else grid[1][index]
+    zero = np.full(len(index), symmetric_zero_point(bits)) if zeros is None else zeros
+    step = level_step(bits)
+    flat = rows.reshape(len(index), -1).astype(np.float64)
+    codes = np.rint((flat / scale[:, None].astype(np.float64) + zero[:, None]) / step)
+    codes = np.clip(codes, 0, (1 << bits) - 1).astype(np.uint8)
+    return Segment(
+        bits=bits,
+        out_index=index,
+        codes=pack_codes(codes, bits),
+        scale=np.ascontiguousarray(scale[:, None]),
+        zero_point=None if symmetric or zeros is None else np.ascontiguousarray(zeros[:, None]),
+    )
 
 
 def _segment(

@@ -22,15 +22,29 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Program:
         ValueError: a wrong thread count.
         RuntimeError: no valid file; the message names the field or node.
     """
-    return Program(path, threads)
+    return Program(_core.Program(os.fspath(path), _count(threads)))
+
+
+def loads(data: Any, threads: int | None = None) -> Program:
+    """Loads the program of a file's content: bytes, or any contiguous buffer of them.
+
+    The buffer is not needed after the call. Arguments and errors otherwise as in `load`.
+    """
+    return Program(_core.Program.of_bytes(data, _count(threads)))
+
+
+def _count(threads: int | None) -> int:
+    return get_num_threads() if threads is None else threads
 
 
 class Program:
-    """A whole network. Calls from several threads take turns; a forked child may go on using it."""
+    """A whole network. Calls from several threads take turns; a forked child may go on using it.
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        count = get_num_threads() if threads is None else threads
-        self._program = _core.Program(os.fspath(path), count)
+    `load` and `loads` make it.
+    """
+
+    def __init__(self, program: Any) -> None:
+        self._program = program
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -111,4 +125,4 @@ def _array(name: str, value: Any) -> NDArray[Any]:
     )
 
 
-__all__ = ["Program", "load"]
+__all__ = ["Program", "load", "loads"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import types
 
 import numpy as np
 import pytest
+from program_builder import Builder
 from typer.testing import CliRunner
 
 from defakeq.bench import peers as peers_module
@@ -17,7 +19,7 @@ from defakeq.bench.layers import copies_of, layer_input, layer_spec, native_cont
 from defakeq.bench.ops import best_peer, measure, select
 from defakeq.bench.shapes import VARIANTS, Work, load_shapes, parse_work, shape_files
 from defakeq.bench.timing import Contender, interleave, pinned
-from defakeq_kernels import _core
+from defakeq_kernels import _core, dfq
 
 TINY = [
     "gemm 5x24x40",
@@ -428,3 +430,53 @@ def test_an_absent_engine_is_named(tmp_path, monkeypatch):
     (note,) = result["notes"]
     assert "defakeq_absent not installed" in note
     assert "pip install" in note
+
+
+def test_a_file_with_its_nodes(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    b = Builder()
+    act, mid = b.quant(), b.quant()
+    x = b.input((8, 9, 3), act, "nchw")
+    layer = b.layer("conv2d", (16, 3, 3, 3), act, mid, padding=1)
+    y = b.node("conv2d", [x], (8, 9, 16), mid, layer=layer)
+    b.output(b.node("mean_rows", [y], (16,)))
+    dfq.write(tmp_path / "tiny.dfq", b.tensors, b.network)
+    target, chart = tmp_path / "model.json", tmp_path / "model.png"
+    engines = "defakeq,onnxruntime-export,openvino-export,torch"
+    arguments = ["model", str(tmp_path / "tiny.dfq"), "--engines", engines, "--rounds", "1"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--json", str(target), "--profile"]
+    if importlib.util.find_spec("matplotlib") is not None:
+        arguments += ["--chart", str(chart)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    result = json.loads(target.read_text())
+    assert chart.exists() == ("--chart" in arguments)
+    assert list(result["rows"][0]) == list(MODEL_ROW)
+    assert (result["rows"][0]["network"], result["rows"][0]["plan"]) == ("tiny", "file")
+    measured = [row["engine"] for row in result["rows"]]
+    assert measured[0] == "defakeq"
+    left_out = [note.partition(":")[0] for note in result["notes"]]
+    assert sorted(measured + left_out) == sorted(engines.split(","))
+    assert "torch" in left_out
+    assert [(n["op"], n["shape"]) for n in result["profile"]] == [
+        ("conv2d", [8, 9, 16]),
+        ("mean_rows", [16]),
+    ]
+    assert "mean_rows" in done.output
+    absent = CliRunner().invoke(app, ["model", str(tmp_path / "absent.dfq")])
+    assert absent.exit_code == 2
+    assert "network: found" in absent.output
+
+
+def test_an_artefact_is_made_anew_when_its_source_changes(tmp_path, monkeypatch):
+    from defakeq.bench import engine as module
+    from defakeq.bench.engines import Defakeq, Openvino
+
+    network = module.Network("resnet34", tmp_path)
+    before = Openvino().folder(network), Defakeq().folder(network)
+    monkeypatch.setattr(module, "_version", lambda name: f"{name} 0")
+    assert Openvino().folder(network) != before[0]
+    monkeypatch.setattr(module, "_source", lambda name: b"another")
+    assert Defakeq().folder(network) != before[1]
+    assert Defakeq("4").folder(network) != Defakeq("8").folder(network)

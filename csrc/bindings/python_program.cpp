@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -84,6 +85,23 @@ std::vector<py::array> run(Program& program, const std::vector<py::array>& input
   return results;
 }
 
+Program of_bytes(const py::buffer& data, int threads) {
+  const py::buffer_info info = data.request();
+  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
+    throw std::invalid_argument("data: found a buffer of " + std::to_string(info.ndim) +
+                                " dimensions and items of " + std::to_string(info.itemsize) +
+                                " bytes; accepted are bytes, or one contiguous dimension of them");
+  }
+  const auto bytes = static_cast<size_t>(info.size);
+  const py::gil_scoped_release release;
+  if (reinterpret_cast<uintptr_t>(info.ptr) % sizeof(uint64_t) == 0) {
+    return Program::load(info.ptr, bytes, threads);
+  }
+  std::vector<uint64_t> aligned((bytes + sizeof(uint64_t) - 1) / sizeof(uint64_t));
+  std::memcpy(aligned.data(), info.ptr, bytes);
+  return Program::load(aligned.data(), bytes, threads);
+}
+
 py::list ports_of(const std::vector<ProgramPort>& ports) {
   py::list list;
   for (const ProgramPort& port : ports) {
@@ -118,6 +136,7 @@ py::dict info_of(const Program& program) {
   d["arena_bytes"] = info.arena_bytes;
   d["live_bytes"] = info.live_bytes;
   d["macs"] = info.macs;
+  d["load_seconds"] = info.load_seconds;
   d["read_seconds"] = info.read_seconds;
   d["pack_seconds"] = info.pack_seconds;
   return d;
@@ -132,6 +151,8 @@ void bind_program(py::module_& m) {
              return Program::load(path, threads);
            }),
            py::arg("path"), py::arg("threads") = 1)
+      .def_static("of_bytes", &of_bytes, py::arg("data"), py::arg("threads") = 1,
+                  "The program of a file's content: a contiguous buffer of bytes.")
       .def_property_readonly("inputs", [](const Program& p) { return ports_of(p.inputs()); })
       .def_property_readonly("outputs", [](const Program& p) { return ports_of(p.outputs()); })
       .def_property_readonly("nodes", &nodes_of)

@@ -17,14 +17,16 @@ struct BinaryArgs {
   void* out;
 };
 
-// One row of attention scores: s = fma(x, alpha, bias) + mask, p = rne(255 exp(s - max s)).
+// Rows of attention scores: s = fma(x, alpha, bias) + mask, or x + mask without a bias, and
+// p = rne(255 exp(s - max s)).
 struct SoftmaxCodesArgs {
-  float* scores;  // [n], padded to a multiple of 16 floats that may be read and written
-  int64_t n;
+  float* scores;  // [rows][pitch], may be written; the pitch is n padded to a multiple of 16
+  int64_t rows, n, pitch;
   float alpha;
-  const float* bias;  // [n] or null
-  const float* mask;  // [n] or null
-  int8_t* codes;      // p - 128, padded with -128 to a multiple of 16
+  const float* bias;  // [rows][n] or null
+  const float* mask;  // [rows][n] or null
+  int8_t* codes;      // [rows][pitch]: p - 128, padded with -128
+  int32_t* sums;      // [rows]: of p
 };
 
 // The signed bytes of one matrix operand, as the unsigned codes that gemm_s8 reads:

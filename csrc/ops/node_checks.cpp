@@ -1,18 +1,8 @@
 #include "ops/node_checks.h"
 
 #include <cmath>
-#include <stdexcept>
 
 namespace defakeq {
-
-void refuse(const std::string& field, const std::string& found, const std::string& accepted) {
-  throw std::invalid_argument(field + ": found " + found + ", accepted: " + accepted);
-}
-
-void check_range(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return;
-  refuse(field, std::to_string(value), std::to_string(low) + " to " + std::to_string(high));
-}
 
 void check_pointer(const char* field, const void* data) {
   if (data == nullptr) refuse(field, "a null pointer", "data of the stated shape");

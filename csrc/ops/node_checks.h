@@ -8,6 +8,7 @@
 #include "defakeq/nodes.h"
 #include "kernels/kernel_table.h"
 #include "ops/tasks.h"
+#include "pack/refuse.h"
 
 namespace defakeq {
 
@@ -18,10 +19,6 @@ inline constexpr int64_t kMaxSumLength = int64_t{1} << 23;
 
 inline constexpr int64_t kMaxSize = int64_t{1} << 40;
 
-[[noreturn]] void refuse(const std::string& field, const std::string& found,
-                         const std::string& accepted);
-
-void check_range(const char* field, int64_t value, int64_t low, int64_t high);
 inline void check_size(const char* field, int64_t value) { check_range(field, value, 1, kMaxSize); }
 void check_pointer(const char* field, const void* data);
 void check_quantization(const char* field, const Quantization& q);

@@ -52,7 +52,8 @@ class Product {
   void int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   void float_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   const float* half_chain(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
-  const uint8_t* expanded(int64_t task, const Strip& strip);
+  const uint8_t* expanded(int64_t task, const Strip& strip, bool arranged);
+  void arrange(uint8_t* codes, int bits) const;
   template <class Args>
   void set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums);
 
@@ -207,15 +208,31 @@ void Product::sum_rows() {
   });
 }
 
+// Brings one block's codes into the kernel's order: taps, or pieces of them, are runs.
+void Product::arrange(uint8_t* codes, int bits) const {
+  const int64_t runs = std::max(layer_.pieces, layer_.taps), per_tap = runs / layer_.taps;
+  for (int64_t p = 0; p < runs; ++p) {
+    const int64_t start = p % per_tap * layer_.group_size;
+    const int64_t length = layer_.pieces == 1
+                               ? layer_.tap_length
+                               : std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
+    kernels_.arrange_codes(codes + (p / per_tap * layer_.tap_steps + start / 4) * 64, bits,
+                           (length + 3) / 4, length);
+  }
+}
+
 // Codes of the strip, one byte each; expanded once a task and strip.
-const uint8_t* Product::expanded(int64_t task, const Strip& strip) {
+const uint8_t* Product::expanded(int64_t task, const Strip& strip, bool arranged) {
   const PackedBlock& b = block(strip.first);
-  if (b.bits == 8) return layer_.at<uint8_t>(b.weight);
+  arranged = arranged && kernels_.arrange_codes != nullptr;
+  if (b.bits == 8 && !arranged) return layer_.at<uint8_t>(b.weight);
   uint8_t* codes = codes_ + task * codes_bytes_;
   if (cached_[task * 16] != strip.first) {
     for (int i = 0; i < strip.count; ++i) {
+      uint8_t* to = codes + i * layer_.padded_steps * 64;
       kernels_.expand_codes(layer_.at<uint8_t>(block(strip.first + i).weight), b.bits,
-                            layer_.padded_steps, codes + i * layer_.padded_steps * 64);
+                            layer_.padded_steps, to);
+      if (arranged) arrange(to, b.bits);
     }
     cached_[task * 16] = strip.first;
   }
@@ -276,7 +293,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   a.steps = layer_.tap_steps;
   a.blocks = strip.count;
   a.bits = b.bits;
-  a.w = gemv_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip);
+  a.w = gemv_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
   a.w_stride = gemv_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;
@@ -345,7 +362,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
     kernels_.gemm_f32(a);
     return;
   }
-  const uint8_t* codes = expanded(task, strip);
+  const uint8_t* codes = expanded(task, strip, false);
   float* panel = panel_ + task * panel_floats_;
   const auto* zero_point = layer_.at<int32_t>(layer_.zero_point) + slot;
   const int64_t code_stride = layer_.padded_steps * 64;

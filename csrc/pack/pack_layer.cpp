@@ -1,171 +1,19 @@
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "defakeq/layer.h"
-#include "kernels/simd/planes.h"
+#include "pack/check_layer.h"
+#include "pack/codes.h"
 #include "pack/half.h"
 #include "pack/packed_layer.h"
+#include "pack/refuse.h"
 #include "pack/shuffle_plan.h"
 
 namespace defakeq {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& field, const std::string& found,
-                         const std::string& accepted) {
-  throw std::invalid_argument(field + ": found " + found + ", accepted: " + accepted);
-}
-
-void check_range(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    refuse(field, std::to_string(value), std::to_string(low) + " to " + std::to_string(high));
-  }
-}
-
-void check_index(const std::string& field, const int32_t* index, int64_t count, int64_t limit) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (index[i] < 0 || index[i] >= limit) {
-      refuse(field + "[" + std::to_string(i) + "]", std::to_string(index[i]),
-             "0 to " + std::to_string(limit - 1));
-    }
-    if (i > 0 && index[i] <= index[i - 1]) {
-      refuse(field + "[" + std::to_string(i) + "]", std::to_string(index[i]),
-             "strictly increasing values");
-    }
-  }
-}
-
-void check_quantization(const std::string& field, const Quantization& q) {
-  check_range((field + ".bits").c_str(), q.bits, 2, 8);
-  const int64_t half = int64_t{1} << (q.bits - 1);
-  check_range((field + ".zero_point").c_str(), q.zero_point, -half, half - 1);
-  if (!(q.scale > 0.0f) || !std::isfinite(q.scale) || !std::isfinite(1.0f / q.scale)) {
-    refuse(field + ".scale", std::to_string(q.scale), "a finite positive number");
-  }
-}
-
-// What follows from a valid LayerSpec.
-struct Shape {
-  bool depthwise = false;
-  int64_t kernel_taps = 1;
-  int64_t group_inputs = 0;   // integer inputs a convolution group reads
-  int64_t group_outputs = 0;  // original outputs of a convolution group
-  int64_t reduction = 0;      // K of the storage format
-  int64_t pieces = 1, pieces_per_tap = 1;
-  int64_t stored_outputs = 0;
-};
-
-// The sum of level * (x - zero point of x) over the whole reduction must fit int32.
-void check_sums(const std::string& name, const SegmentSpec& g, const Shape& shape) {
-  const int64_t top = g.bits == 1 ? 2 : (1 << g.bits) - 1;
-  int64_t low = 1 << (g.bits - 1), high = low;
-  if (g.zero_point != nullptr) {
-    const auto [least, most] =
-        std::minmax_element(g.zero_point, g.zero_point + g.count * shape.pieces);
-    low = *least;
-    high = *most;
-  }
-  const int64_t level = std::max(std::abs(high), std::abs(top - low));
-  const int64_t longest = ((int64_t{1} << 31) - 1) / (std::max<int64_t>(level, 1) * 255);
-  if (shape.reduction > longest) {
-    refuse(name + ": reduction length", std::to_string(shape.reduction),
-           "at most " + std::to_string(longest) + " for int32 sums of these codes");
-  }
-}
-
-Shape check(const LayerSpec& s) {
-  Shape shape;
-  constexpr int64_t kMax = int64_t{1} << 24;
-  check_range("out_channels", s.out_channels, 1, kMax);
-  check_range("in_channels", s.in_channels, 1, kMax);
-  for (int d = 0; d < 2; ++d) {
-    check_range("kernel", s.kernel[d], 1, 4096);
-    check_range("stride", s.stride[d], 1, 4096);
-    check_range("padding", s.padding[d], 0, 4096);
-    check_range("dilation", s.dilation[d], 1, 4096);
-  }
-  check_range("groups", s.groups, 1, s.in_channels);
-  if (s.in_channels % s.groups != 0 || s.out_channels % s.groups != 0) {
-    refuse("groups", std::to_string(s.groups), "a divisor of both channel counts");
-  }
-  const bool plain = s.kernel[0] == 1 && s.kernel[1] == 1 && s.stride[0] == 1 && s.stride[1] == 1 &&
-                     s.padding[0] == 0 && s.padding[1] == 0 && s.groups == 1;
-  if (s.kind == LayerKind::kLinear && !plain) {
-    refuse("kernel", "a spatial geometry", "none for a linear layer");
-  }
-  shape.depthwise = s.groups > 1 && s.groups == s.in_channels;
-  shape.kernel_taps = int64_t{s.kernel[0]} * s.kernel[1];
-  shape.group_outputs = s.out_channels / s.groups;
-  if (s.groups > 1 && (s.in_index != nullptr || s.half_in_count != 0)) {
-    refuse("in_index", "pruned or half-precision inputs of a grouped convolution", "all inputs");
-  }
-  if (s.in_index != nullptr) check_index("in_index", s.in_index, s.in_count, s.in_channels);
-  check_index("half_in_index", s.half_in_index, s.half_in_count, s.in_channels);
-  shape.group_inputs = s.in_index != nullptr ? s.in_count : s.in_channels / s.groups;
-  if (s.half_in_count > 0) {
-    if (s.half_in_weight == nullptr) refuse("half_in_weight", "nothing", "one row an output");
-    std::vector<int32_t> both(s.half_in_index, s.half_in_index + s.half_in_count);
-    for (int64_t i = 0; i < shape.group_inputs; ++i) {
-      const int32_t c = s.in_index != nullptr ? s.in_index[i] : static_cast<int32_t>(i);
-      if (std::binary_search(both.begin(), both.end(), c)) {
-        refuse("half_in_index", "channel " + std::to_string(c) + " also in in_index",
-               "channels in one of the two");
-      }
-    }
-  }
-  shape.reduction = shape.kernel_taps * shape.group_inputs;
-  if (s.group_size != 0) {
-    if (s.group_size < 4 || s.group_size % 4 != 0) {
-      refuse("group_size", std::to_string(s.group_size), "0 or a positive multiple of 4");
-    }
-    if (s.groups > 1) {
-      refuse("group_size", std::to_string(s.group_size), "0 for a grouped convolution");
-    }
-    shape.pieces_per_tap =
-        std::max<int64_t>(1, (shape.group_inputs + s.group_size - 1) / s.group_size);
-    shape.pieces = shape.pieces_per_tap * shape.kernel_taps;
-  }
-  std::vector<bool> seen(static_cast<size_t>(s.out_channels));
-  for (size_t i = 0; i < s.segments.size(); ++i) {
-    const SegmentSpec& g = s.segments[i];
-    const std::string name = "segments[" + std::to_string(i) + "]";
-    if (g.bits != 16) check_range((name + ".bits").c_str(), g.bits, 1, 8);
-    check_range((name + ".count").c_str(), g.count, 0, s.out_channels);
-    check_index(name + ".out_index", g.out_index, g.count, s.out_channels);
-    for (int64_t n = 0; n < g.count; ++n) {
-      const auto at = static_cast<size_t>(g.out_index[n]);
-      if (seen[at]) refuse(name + ".out_index", std::to_string(at) + " twice", "once a channel");
-      seen[at] = true;
-    }
-    shape.stored_outputs += g.count;
-    if (g.count == 0) continue;
-    if (g.bits == 16) {
-      if (g.halves == nullptr && shape.reduction > 0) refuse(name + ".codes", "nothing", "halves");
-      continue;
-    }
-    if (g.codes == nullptr && shape.reduction > 0) refuse(name + ".codes", "nothing", "codes");
-    if (g.scale == nullptr) refuse(name + ".scale", "nothing", "one a channel and group");
-    for (int64_t n = 0; n < g.count * shape.pieces; ++n) {
-      if (!std::isfinite(g.scale[n])) {
-        refuse(name + ".scale[" + std::to_string(n) + "]", std::to_string(g.scale[n]),
-               "finite numbers");
-      }
-      if (g.zero_point != nullptr) {
-        check_range((name + ".zero_point[" + std::to_string(n) + "]").c_str(), g.zero_point[n],
-                    -255, 255);
-      }
-    }
-    check_sums(name, g, shape);
-  }
-  if (s.act_mode == ActMode::kStatic) check_quantization("act", s.act);
-  if (s.out_dtype == DType::kInt8) check_quantization("out", s.out);
-  return shape;
-}
 
 // One stored output: where its numbers are.
 struct Row {
@@ -179,15 +27,6 @@ struct Block {
   PackedBlock packed;
   std::vector<Row> rows;
 };
-
-int code_at(const SegmentSpec& g, int64_t reduction, int64_t row, int64_t k) {
-  const int64_t row_bytes = (reduction * g.bits + 7) / 8;
-  const uint8_t* p = g.codes + row * row_bytes;
-  const int64_t bit = k * g.bits;
-  int v = p[bit / 8] >> (bit % 8);
-  if (bit % 8 + g.bits > 8) v |= p[bit / 8 + 1] << (8 - bit % 8);
-  return v & ((1 << g.bits) - 1);
-}
 
 int zero_point_of(const Row& r, int64_t pieces, int64_t piece) {
   if (r.segment->zero_point == nullptr) return 1 << (r.segment->bits - 1);
@@ -213,7 +52,7 @@ class Places {
 
 class Packer {
  public:
-  explicit Packer(const LayerSpec& spec) : s_(spec), shape_(check(spec)) { plan(); }
+  explicit Packer(const LayerSpec& spec) : s_(spec), shape_(check_layer(spec)) { plan(); }
 
   int64_t bytes() const { return static_cast<int64_t>(head_.bytes); }
   void write(char* blob);
@@ -221,19 +60,28 @@ class Packer {
  private:
   void plan();
   void plan_blocks();
+  void unpack(const Block& b);
   void write_parameters(char* blob);
   void write_weights(char* blob);
-  void write_depthwise(char* blob);
-  void write_planes(const Block& b, uint8_t* out) const;
+  void write_corrections(char* blob, const Block& b) const;
+  void write_depthwise(char* blob, const Block& b);
+  void write_floats(const Block& b, float* out) const;
   std::vector<int32_t> gather_from() const;
-  float real_weight(const Row& r, int64_t k, int64_t piece) const;
+  const uint8_t* codes(size_t row) const {
+    return codes_.data() + static_cast<int64_t>(row) * code_stride_;
+  }
+  int64_t block_index(const Block& b) const { return &b - blocks_.data(); }
 
   const LayerSpec& s_;
-  Shape shape_;
+  LayerExtents shape_;
   PackedLayer head_{};
   std::vector<Block> blocks_;
   std::vector<int32_t> slot_channel_, channel_slot_, in_index_;
   ShuffleTables gather_, scatter_;
+  int64_t weights_at_ = 0;  // where the weights start; they are written whole
+  // the codes of the rows of one block, a byte each
+  std::vector<uint8_t> codes_;
+  int64_t code_stride_ = 0;
 };
 
 void Packer::plan_blocks() {
@@ -403,6 +251,7 @@ void Packer::plan() {
   if (shape_.depthwise) {
     h.dw_weight = at.take(int64_t{h.int_blocks} * ((s_.kernel[0] + 3) / 4) * s_.kernel[1] * 64);
   }
+  weights_at_ = at.end();
   for (Block& b : blocks_) {
     if (b.packed.bits == 16) {
       b.packed.weight = at.take(shape_.reduction * kBlock * 4);
@@ -418,21 +267,11 @@ void Packer::plan() {
   }
   h.bytes = static_cast<uint64_t>(at.end());
 }
-
-float Packer::real_weight(const Row& r, int64_t k, int64_t piece) const {
-  if (r.segment->bits == 16) {
-    return half_to_float(r.segment->halves[r.row * shape_.reduction + k]);
-  }
-  return static_cast<float>(multiplier(r.segment->bits) *
-                                code_at(*r.segment, shape_.reduction, r.row, k) -
-                            zero_point_of(r, shape_.pieces, piece));
-}
-
+// Scales, biases and zero points; the corrections follow from the codes.
 void Packer::write_parameters(char* blob) {
   const PackedLayer& h = head_;
   const int64_t slots = h.slots();
   auto* zero_point = reinterpret_cast<int32_t*>(blob + h.zero_point);
-  auto* correction = reinterpret_cast<int32_t*>(blob + h.correction);
   auto* scale = reinterpret_cast<float*>(blob + h.scale);
   auto* bias = reinterpret_cast<float*>(blob + h.bias);
   const bool is_static = s_.act_mode == ActMode::kStatic;
@@ -441,139 +280,142 @@ void Packer::write_parameters(char* blob) {
       const Row& r = blocks_[b].rows[i];
       const auto slot = static_cast<int64_t>(b * kBlock + i);
       if (s_.bias != nullptr) bias[slot] = s_.bias[r.stored] * h.residual_factor;
-      if (r.segment->bits == 16) {
-        for (int64_t p = 0; p < h.pieces; ++p) {
-          scale[p * slots + slot] = (is_static ? s_.act.scale : 1.0f) * h.residual_factor;
-        }
-        continue;
-      }
       for (int64_t p = 0; p < h.pieces; ++p) {
-        const int zero = zero_point_of(r, h.pieces, p);
-        zero_point[p * slots + slot] = zero;
+        float& at = scale[p * slots + slot];
+        if (r.segment->bits == 16) {
+          at = (is_static ? s_.act.scale : 1.0f) * h.residual_factor;
+          continue;
+        }
+        zero_point[p * slots + slot] = zero_point_of(r, h.pieces, p);
         const float ws = r.segment->scale[r.row * h.pieces + p];
-        scale[p * slots + slot] = (is_static ? ws * s_.act.scale : ws) * h.residual_factor;
-        if (!is_static || shape_.depthwise) continue;
-        // -zx * sum(m * code - zero) over the piece
-        int64_t first = 0, last = shape_.reduction;
-        if (s_.group_size != 0) {
-          const int64_t tap = p / h.pieces_per_tap, part = p % h.pieces_per_tap;
-          first = tap * shape_.group_inputs + part * s_.group_size;
-          last = std::min(first + s_.group_size, (tap + 1) * shape_.group_inputs);
-        }
-        int64_t sum = 0;
-        for (int64_t k = first; k < last; ++k) {
-          sum +=
-              multiplier(r.segment->bits) * code_at(*r.segment, shape_.reduction, r.row, k) - zero;
-        }
-        correction[p * slots + slot] = static_cast<int32_t>(-sum * s_.act.zero_point);
+        at = (is_static ? ws * s_.act.scale : ws) * h.residual_factor;
       }
     }
   }
 }
 
-void Packer::write_planes(const Block& b, uint8_t* out) const {
-  const PackedLayer& h = head_;
-  const int bits = b.packed.bits;
-  const simd::Planes planes = simd::planes_of(bits);
-  // code_at walks a bit stream: unpack each row once
-  std::vector<uint8_t> codes(static_cast<size_t>(h.padded_steps * 64));
+void Packer::unpack(const Block& b) {
+  if (codes_.empty()) {
+    // Not a power of two, or the rows would share a few sets of the cache.
+    code_stride_ = (shape_.reduction + 63) / 64 * 64 + 64;
+    codes_.resize(static_cast<size_t>(code_stride_ * kBlock));
+  }
   for (size_t n = 0; n < b.rows.size(); ++n) {
-    for (int64_t t = 0; t < h.taps; ++t) {
-      for (int64_t k = 0; k < h.tap_length; ++k) {
-        const int64_t step = t * h.tap_steps + k / 4;
-        codes[static_cast<size_t>((step * kBlock + static_cast<int64_t>(n)) * 4 + k % 4)] =
-            static_cast<uint8_t>(
-                code_at(*b.rows[n].segment, shape_.reduction, b.rows[n].row, t * h.tap_length + k));
-      }
-    }
-  }
-  if (bits == 8) {
-    std::memcpy(out, codes.data(), codes.size());
-    return;
-  }
-  for (int64_t s = 0; s < h.padded_steps; s += kPlaneSteps) {
-    for (int v = 0; v < kPlaneSteps; ++v) {
-      for (int i = 0; i < 64; ++i) {
-        const int c = codes[static_cast<size_t>((s + v) * 64 + i)];
-        if (planes.four) out[v / 2 * 64 + i] |= static_cast<uint8_t>((c & 15) << (v % 2 * 4));
-        if (planes.two) {
-          const int low = planes.four ? 4 : 0;
-          out[(planes.offset_two + v / 4) * 64 + i] |=
-              static_cast<uint8_t>(((c >> low) & 3) << (v % 4 * 2));
-        }
-        if (planes.one) {
-          out[planes.offset_one * 64 + i] |= static_cast<uint8_t>(((c >> (bits - 1)) & 1) << v);
-        }
-      }
-    }
-    out += bits * 64;
+    const SegmentSpec& g = *b.rows[n].segment;
+    if (g.bits == 16) continue;
+    const int64_t row_bytes = (shape_.reduction * g.bits + 7) / 8;
+    unpack_codes(g.codes + b.rows[n].row * row_bytes, shape_.reduction, g.bits,
+                 codes_.data() + static_cast<int64_t>(n) * code_stride_);
   }
 }
 
-void Packer::write_depthwise(char* blob) {
+// -zx * sum(m * code - zero) over each piece
+void Packer::write_corrections(char* blob, const Block& b) const {
+  const PackedLayer& h = head_;
+  auto* correction = reinterpret_cast<int32_t*>(blob + h.correction);
+  for (size_t n = 0; n < b.rows.size(); ++n) {
+    const Row& r = b.rows[n];
+    const int64_t slot = block_index(b) * kBlock + static_cast<int64_t>(n);
+    for (int64_t p = 0; p < h.pieces; ++p) {
+      int64_t first = 0, last = shape_.reduction;
+      if (s_.group_size != 0) {
+        const int64_t tap = p / h.pieces_per_tap, part = p % h.pieces_per_tap;
+        first = tap * shape_.group_inputs + part * s_.group_size;
+        last = std::min(first + s_.group_size, (tap + 1) * shape_.group_inputs);
+      }
+      const int64_t sum = multiplier(r.segment->bits) * sum_codes(codes(n) + first, last - first) -
+                          (last - first) * zero_point_of(r, h.pieces, p);
+      correction[p * h.slots() + slot] = static_cast<int32_t>(-sum * s_.act.zero_point);
+    }
+  }
+}
+
+void Packer::write_depthwise(char* blob, const Block& b) {
   const PackedLayer& h = head_;
   const int kh = s_.kernel[0], kw = s_.kernel[1];
   const int64_t row_groups = (kh + 3) / 4;
   auto* weight = reinterpret_cast<int8_t*>(blob + h.dw_weight);
   auto* factor = reinterpret_cast<int32_t*>(blob + h.zero_point);
   auto* correction = reinterpret_cast<int32_t*>(blob + h.correction);
-  for (int64_t b = 0; b < h.int_blocks; ++b) {
-    const Block& block = blocks_[static_cast<size_t>(b)];
-    for (size_t i = 0; i < block.rows.size(); ++i) {
-      const Row& r = block.rows[i];
-      const int m = multiplier(r.segment->bits);
-      const int zero = zero_point_of(r, 1, 0);
-      const int highest = m * ((1 << r.segment->bits) - 1);
-      // w = q - shift fits int8; what is left of the zero point meets the window's sum
-      const int shift = -zero >= -128 && highest - zero <= 127 ? zero : 128;
-      const int64_t slot = b * kBlock + static_cast<int64_t>(i);
-      factor[slot] = shift - zero;
-      if (factor[slot] != 0) head_.dw_window = 1;
-      int64_t sum = 0;
-      for (int ky = 0; ky < kh; ++ky) {
-        for (int kx = 0; kx < kw; ++kx) {
-          const int w = m * code_at(*r.segment, shape_.reduction, r.row, ky * kw + kx) - shift;
-          const int64_t at =
-              ((b * row_groups + ky / 4) * kw + kx) * kBlock + static_cast<int64_t>(i);
-          weight[at * 4 + ky % 4] = static_cast<int8_t>(w);
-          sum += w + factor[slot];
-        }
+  for (size_t n = 0; n < b.rows.size(); ++n) {
+    const Row& r = b.rows[n];
+    const int m = multiplier(r.segment->bits);
+    const int zero = zero_point_of(r, 1, 0);
+    const int highest = m * ((1 << r.segment->bits) - 1);
+    // w = q - shift fits int8; what is left of the zero point meets the window's sum
+    const int shift = -zero >= -128 && highest - zero <= 127 ? zero : 128;
+    const int64_t slot = block_index(b) * kBlock + static_cast<int64_t>(n);
+    factor[slot] = shift - zero;
+    if (factor[slot] != 0) head_.dw_window = 1;
+    const uint8_t* code = codes(n);
+    int64_t sum = 0;
+    for (int ky = 0; ky < kh; ++ky) {
+      for (int kx = 0; kx < kw; ++kx) {
+        const int w = m * code[int64_t{ky} * kw + kx] - shift;
+        const int64_t at =
+            ((block_index(b) * row_groups + ky / 4) * kw + kx) * kBlock + static_cast<int64_t>(n);
+        weight[at * 4 + ky % 4] = static_cast<int8_t>(w);
+        sum += w + factor[slot];
       }
-      // activations enter as x + 128
-      correction[slot] = static_cast<int32_t>(-(128 + int64_t{h.act.zero_point}) * sum);
+    }
+    // activations enter as x + 128
+    correction[slot] = static_cast<int32_t>(-(128 + int64_t{h.act.zero_point}) * sum);
+  }
+}
+
+// out[k][n] = value(n, k) for the lanes there are, 0 for the others, in tiles that stay in cache.
+template <class Value>
+void write_lanes(int64_t lanes, int64_t count, float* out, Value&& value) {
+  constexpr int64_t kTile = 64;
+  if (lanes < kBlock) std::memset(out, 0, static_cast<size_t>(count * kBlock) * sizeof(float));
+  for (int64_t begin = 0; begin < count; begin += kTile) {
+    const int64_t end = std::min(count, begin + kTile);
+    for (int64_t n = 0; n < lanes; ++n) {
+      for (int64_t k = begin; k < end; ++k) {
+        out[k * kBlock + n] = value(static_cast<size_t>(n), k);
+      }
     }
   }
 }
 
+// The real weights over their scale.
+void Packer::write_floats(const Block& b, float* out) const {
+  write_lanes(b.packed.lanes, shape_.reduction, out, [&](size_t n, int64_t k) {
+    const Row& r = b.rows[n];
+    if (r.segment->bits == 16) {
+      return half_to_float(r.segment->halves[r.row * shape_.reduction + k]);
+    }
+    return static_cast<float>(multiplier(r.segment->bits) * codes(n)[k] -
+                              zero_point_of(r, shape_.pieces, 0));
+  });
+}
+
 void Packer::write_weights(char* blob) {
   const PackedLayer& h = head_;
-  if (shape_.depthwise) write_depthwise(blob);
   for (const Block& b : blocks_) {
+    unpack(b);
     if (b.packed.bits == 16) {
-      auto* w = reinterpret_cast<float*>(blob + b.packed.weight);
-      for (size_t n = 0; n < b.rows.size(); ++n) {
-        for (int64_t k = 0; k < shape_.reduction; ++k) {
-          w[k * kBlock + static_cast<int64_t>(n)] = real_weight(b.rows[n], k, 0);
-        }
-      }
-    } else if (!shape_.depthwise) {
-      write_planes(b, reinterpret_cast<uint8_t*>(blob + b.packed.weight));
+      write_floats(b, reinterpret_cast<float*>(blob + b.packed.weight));
+    } else if (shape_.depthwise) {
+      write_depthwise(blob, b);
+    } else {
+      if (s_.act_mode == ActMode::kStatic) write_corrections(blob, b);
+      const BlockCodes block = {codes_.data(), code_stride_, b.packed.lanes, h.taps, h.tap_length};
+      write_planes(block, h.padded_steps, b.packed.bits,
+                   reinterpret_cast<uint8_t*>(blob + b.packed.weight));
     }
     if (h.half_inputs > 0) {
-      auto* w = reinterpret_cast<float*>(blob + b.packed.half_in);
       const int64_t columns = shape_.kernel_taps * h.half_inputs;
-      for (size_t n = 0; n < b.rows.size(); ++n) {
-        for (int64_t k = 0; k < columns; ++k) {
-          w[k * kBlock + static_cast<int64_t>(n)] =
-              half_to_float(s_.half_in_weight[b.rows[n].stored * columns + k]);
-        }
-      }
+      write_lanes(b.packed.lanes, columns, reinterpret_cast<float*>(blob + b.packed.half_in),
+                  [&](size_t n, int64_t k) {
+                    return half_to_float(s_.half_in_weight[b.rows[n].stored * columns + k]);
+                  });
     }
   }
 }
 
 void Packer::write(char* blob) {
-  std::memset(blob, 0, static_cast<size_t>(bytes()));
+  std::memset(blob, 0, static_cast<size_t>(weights_at_));
   const auto put = [&](int64_t at, const auto& v) {
     if (!v.empty()) std::memcpy(blob + at, v.data(), v.size() * sizeof(v[0]));
   };
@@ -599,12 +441,15 @@ void Packer::write(char* blob) {
   std::vector<PackedBlock> table;
   for (const Block& b : blocks_) table.push_back(b.packed);
   put(head_.block_table, table);
-  std::vector<SegmentInfo> segments;
+  // Member by member: the padding stays zero.
+  auto* segment = reinterpret_cast<SegmentInfo*>(blob + head_.segment_table);
   for (const SegmentSpec& g : s_.segments) {
     const int64_t row = g.bits == 16 ? shape_.reduction * 2 : (shape_.reduction * g.bits + 7) / 8;
-    segments.push_back({g.bits, g.count, g.count * row});
+    segment->bits = g.bits;
+    segment->outputs = g.count;
+    segment->bytes = g.count * row;
+    ++segment;
   }
-  put(head_.segment_table, segments);
   std::memcpy(blob, &head_, sizeof(head_));
 }
 
@@ -623,84 +468,6 @@ void pack_layer(const LayerSpec& spec, void* blob, size_t bytes) {
     refuse("blob", "an unaligned address", "64-byte aligned memory");
   }
   packer.write(static_cast<char*>(blob));
-}
-
-const PackedLayer& packed_layer(const void* blob, size_t bytes) {
-  if (blob == nullptr || bytes < sizeof(PackedLayer)) {
-    refuse("packed", std::to_string(bytes) + " bytes", "a runtime layout made by pack_layer");
-  }
-  if (reinterpret_cast<uintptr_t>(blob) % 64 != 0) {
-    refuse("packed", "an unaligned address", "64-byte aligned memory");
-  }
-  const auto& layer = *static_cast<const PackedLayer*>(blob);
-  if (layer.magic != kPackedMagic || layer.version != kPackedVersion ||
-      layer.header_bytes != sizeof(PackedLayer)) {
-    refuse("packed", "no runtime layout of this build", "a runtime layout made by pack_layer");
-  }
-  if (layer.bytes != bytes) {
-    refuse("packed", std::to_string(bytes) + " bytes", std::to_string(layer.bytes) + " bytes");
-  }
-  return layer;
-}
-
-LayerInfo layer_info(const void* blob, size_t bytes) {
-  const PackedLayer& h = packed_layer(blob, bytes);
-  LayerInfo info{};
-  info.kind = h.kind;
-  info.out_channels = h.out_channels;
-  info.in_channels = h.in_channels;
-  info.stored_outputs = h.stored_outputs;
-  info.stored_inputs = h.strategy == Strategy::kDepthwise ? h.in_channels : h.stored_inputs;
-  info.half_inputs = h.half_inputs;
-  switch (h.strategy) {
-    case Strategy::kGemm:
-      info.strategy = "gemm";
-      info.reason = "linear layer; up to 4 rows run as GEMV on codes expanded in registers";
-      break;
-    case Strategy::kPointwise:
-      info.strategy = "pointwise";
-      info.reason = "1x1 kernel: pixels are rows of a matrix product";
-      break;
-    case Strategy::kDirect:
-      info.strategy = "direct";
-      info.reason = h.merged_row ? "a kernel row is one run of adjacent bytes of the padded image"
-                                 : "dilated or group-scaled: one run a kernel tap";
-      break;
-    case Strategy::kFirstLayer:
-      info.strategy = "first-layer";
-      info.reason = "at most 4 input channels: a whole kernel row is one run, padded once a row";
-      break;
-    case Strategy::kGrouped:
-      info.strategy = "grouped";
-      info.reason = "convolution groups of more than one input channel";
-      break;
-    case Strategy::kDepthwise:
-      info.strategy = "depthwise";
-      info.reason = "one input channel a group: four kernel rows a dot product";
-      break;
-  }
-  const int64_t taps = int64_t{h.kernel[0]} * h.kernel[1];
-  const int64_t dense = h.out_channels * (h.in_channels / h.groups) * taps;
-  const int64_t inputs =
-      h.strategy == Strategy::kDepthwise ? 1 : h.stored_inputs / h.groups + h.half_inputs;
-  info.macs_done_per_position = h.stored_outputs * inputs * taps;
-  info.macs_skipped_per_position = dense - info.macs_done_per_position;
-  info.bytes = static_cast<int64_t>(h.bytes);
-  const auto* segments = h.at<SegmentInfo>(h.segment_table);
-  info.segments.assign(segments, segments + h.segments);
-  info.act_mode = h.act_mode;
-  info.act = h.act;
-  info.activation = h.activation;
-  info.out_dtype = h.out_dtype;
-  info.out = h.out;
-  for (int d = 0; d < 2; ++d) {
-    info.kernel[d] = h.kernel[d];
-    info.stride[d] = h.stride[d];
-    info.padding[d] = h.padding[d];
-    info.dilation[d] = h.dilation[d];
-  }
-  info.groups = h.groups;
-  return info;
 }
 
 }  // namespace defakeq

@@ -6,7 +6,7 @@ namespace defakeq {
 
 namespace {
 
-constexpr int kSlices = 8;
+constexpr int kSlices = 16;
 using Tables = std::array<std::array<uint32_t, 256>, kSlices>;
 
 // Table s advances a byte over s further zero bytes, so eight look-ups advance eight bytes.

@@ -101,6 +101,7 @@ struct Program::State {
   std::vector<Step> steps;
   Memory weights, arena;
   int threads = 1;
+  const char* isa = nullptr;  // that the scratch was planned for
   std::atomic<Gate*> gate{nullptr};
 
   // Where a value lies: `at` points into the arena or the constants; the caller's memory comes in
@@ -132,6 +133,7 @@ struct Program::State {
   void describe();
   void plan(int thread_count);
   Gate& enter();
+  void follow_isa();
   void run_images(const float* const* in, float* const* out, int64_t batch, Parallel& parallel,
                   double* node_seconds);
 };
@@ -295,7 +297,8 @@ void Program::State::find_ports() {
 }
 
 void Program::State::describe() {
-  const char* isa = selected_isa();
+  nodes.clear();
+  info.macs = 0;
   for (const Step& step : steps) {
     const Node& node = *step.node;
     NodeInfo n{};
@@ -315,8 +318,9 @@ void Program::State::describe() {
   }
 }
 
-// Scratch depends on the number of threads, and so does the arena.
+// Scratch depends on the kernels and on the number of threads, and so does the arena.
 void Program::State::plan(int thread_count) {
+  const char* const planned_isa = selected_isa();
   std::vector<Step> planned = steps;
   std::vector<Buffer> buffers(graph.values.size() + steps.size());
   const auto check = [](const std::string& what, int64_t bytes) {
@@ -378,6 +382,7 @@ void Program::State::plan(int thread_count) {
   steps = std::move(planned);
   arena = std::move(memory);
   threads = thread_count;
+  isa = planned_isa;
   info.arena_bytes = static_cast<size_t>(result.arena_bytes);
   info.live_bytes = static_cast<size_t>(result.live_bytes);
 }
@@ -408,6 +413,13 @@ Gate& Program::State::enter() {
   // The parent's is left as it is: its threads do not exist here.
   if (gate.compare_exchange_strong(current, fresh.get())) return *fresh.release();
   return *current;
+}
+
+// After set_isa the kernels may want more scratch. With the lock held.
+void Program::State::follow_isa() {
+  if (isa == selected_isa()) return;
+  plan(threads);
+  describe();
 }
 
 void Program::State::run_images(const float* const* in, float* const* out, int64_t batch,
@@ -468,18 +480,30 @@ Program::Program(Program&&) noexcept = default;
 Program& Program::operator=(Program&&) noexcept = default;
 Program::~Program() = default;
 
-Program Program::load(const std::string& path, int threads) {
+template <class Read>
+Program Program::load_read(int threads, Read&& read) {
   const Clock::time_point start = Clock::now();
-  const DfqFile file = read_dfq(path);
+  const DfqFile file = read();
   const double seconds = seconds_since(start);
   Program program = load(file, threads);
   program.state_->info.read_seconds = seconds;
+  program.state_->info.load_seconds += seconds;
   return program;
 }
 
+Program Program::load(const std::string& path, int threads) {
+  return load_read(threads, [&] { return read_dfq(path); });
+}
+
+Program Program::load(const void* data, size_t bytes, int threads) {
+  return load_read(threads, [&] { return parse_dfq(data, bytes); });
+}
+
 Program Program::load(const DfqFile& file, int threads) {
+  const Clock::time_point start = Clock::now();
   auto state = std::make_unique<State>();
   state->load(file, threads);
+  state->info.load_seconds = seconds_since(start);
   return Program(std::move(state));
 }
 
@@ -506,6 +530,7 @@ void Program::run(const float* const* inputs, float* const* outputs, int64_t bat
                   double* node_seconds) {
   Gate& gate = state_->enter();
   const std::lock_guard<std::mutex> lock(gate.mutex);
+  state_->follow_isa();
   state_->run_images(inputs, outputs, batch, *gate.pool, node_seconds);
 }
 
@@ -513,6 +538,7 @@ void Program::run(const float* const* inputs, float* const* outputs, int64_t bat
                   Parallel& parallel, double* node_seconds) {
   Gate& gate = state_->enter();
   const std::lock_guard<std::mutex> lock(gate.mutex);
+  state_->follow_isa();
   Limited limited(parallel, std::min(parallel.threads(), state_->threads));
   state_->run_images(inputs, outputs, batch, limited, node_seconds);
 }

@@ -103,6 +103,8 @@ class QuantLayer(torch.nn.Module):
             symmetric=options["symmetric"],
             group_size=options["group_size"],
             bias=_host(bias) if isinstance(bias, Tensor) else None,
+            scale=options["scale"],
+            zero_point=options["zero_point"],
             **{name: _index(name, options[name]) for name in indices},
             **geometry,
         )
@@ -425,6 +427,8 @@ class QuantLinear(QuantLayer):
         keep_in: Indices = None,
         half_out: Indices = None,
         half_in: Indices = None,
+        scale: Sequence[float] | None = None,
+        zero_point: Sequence[int] | None = None,
         act: ActQuant | None = None,
         activation: str = "none",
     ) -> QuantLinear:
@@ -439,6 +443,7 @@ class QuantLinear(QuantLayer):
             keep_in: inputs that are read, those in `half_in` included. None: all.
             half_out: kept outputs whose weights are stored in half precision.
             half_in: kept inputs that stay float: half-precision columns times float activations.
+            scale, zero_point: one value an output, the grid of its integer weights; None: searched.
             act: input quantization; None: weight-only, float32 math.
             activation: fused after the layer, by name.
 
@@ -508,6 +513,8 @@ class QuantConv2d(QuantLayer):
         keep_in: Indices = None,
         half_out: Indices = None,
         half_in: Indices = None,
+        scale: Sequence[float] | None = None,
+        zero_point: Sequence[int] | None = None,
         act: ActQuant | None = None,
         activation: str = "none",
     ) -> QuantConv2d:
@@ -635,7 +642,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     names = ("bits", "symmetric", "group_size", "keep_out", "keep_in", "half_out", "half_in")
-    return {name: arguments[name] for name in names}
+    return {name: arguments[name] for name in (*names, "scale", "zero_point")}
 
 
 def _arrays(weight: PackedWeight) -> dict[str, NDArray[Any]]:

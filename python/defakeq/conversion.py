@@ -24,6 +24,7 @@ from defakeq.fold import (
 )
 from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
+from defakeq.prunable import drop_constants
 from defakeq_kernels import dfq
 from defakeq_kernels.nn import QuantConv2d, QuantLayer, QuantLinear
 from defakeq_kernels.packed import PackedWeight
@@ -89,6 +90,7 @@ def convert(
     inputs = _inputs("example_inputs", example_inputs)
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     _check_planned(converted, plan, inputs)
+    drop_constants(converted, plan, inputs)
     if backend == "program":
         if isinstance(calibration, (Tensor, Mapping)):
             calibration = [calibration]
@@ -354,6 +356,8 @@ def _quantized(
         "group_size": layer.group_size,
         "act": act,
         "activation": activation,
+        "scale": layer.scale,
+        "zero_point": layer.zero_point,
     }
     for name in ("keep_out", "keep_in", "half_out", "half_in"):
         index = getattr(layer, name)

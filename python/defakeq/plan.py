@@ -35,6 +35,8 @@ class LayerPlan:
         half_in: kept inputs that stay float, with half-precision weights; None: none.
         group_size: inputs that share a weight scale, a multiple of 4; None: all.
         symmetric: weights without zero points.
+        scale, zero_point: the weights' grid, one value each for every output, to which the weights
+            are rounded; None: searched. `zero_point` is None when symmetric.
 
     Raises:
         ValueError: naming the field.
@@ -48,6 +50,8 @@ class LayerPlan:
     half_in: tuple[int, ...] | None = None
     group_size: int | None = None
     symmetric: bool = False
+    scale: tuple[float, ...] | None = None
+    zero_point: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if getattr(self.bits, "ndim", None) == 0:
@@ -78,6 +82,22 @@ class LayerPlan:
             object.__setattr__(self, "group_size", int(self.group_size))
         if not isinstance(self.symmetric, bool):
             raise ValueError(f"symmetric: found {self.symmetric!r}; accepted is True or False")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        if self.scale is None and self.zero_point is None:
+            return
+        if self.scale is None or (self.zero_point is None) != self.symmetric or self.group_size:
+            raise ValueError(
+                "scale, zero_point: found one without the other, or with group_size; accepted is "
+                "both (scale alone when symmetric), with one scale an output"
+            )
+        scales = tuple(float(value) for value in self.scale)
+        if not all(0.0 < value < float("inf") for value in scales):
+            raise ValueError("scale: found a value that is not positive; accepted is positive ones")
+        object.__setattr__(self, "scale", scales)
+        if self.zero_point is not None:
+            object.__setattr__(self, "zero_point", _integers("zero_point", self.zero_point))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; those that are None, except `act_bits`, left out."""
@@ -295,6 +315,10 @@ def _misfit(layer: LayerPlan, module: nn.Module) -> str | None:
     outs, ins = module.weight.shape[0], module.weight.shape[1]  # type: ignore[index,union-attr]
     if not isinstance(layer.bits, int) and len(layer.bits) != outs:
         return f"bits: found {len(layer.bits)} widths; accepted is one, or {outs}"
+    for name in ("scale", "zero_point"):
+        value = getattr(layer, name)
+        if value is not None and len(value) != outs:
+            return f"{name}: found {len(value)} values; accepted is {outs}"
     if groups > 1:
         for name in ("keep_in", "half_in", "group_size"):
             if getattr(layer, name) is not None:

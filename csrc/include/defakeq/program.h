@@ -31,7 +31,7 @@ struct NodeInfo {
 struct ProgramInfo {
   size_t packed_bytes, arena_bytes, live_bytes;  // live: the largest set alive at once
   int64_t macs;
-  double read_seconds, pack_seconds;
+  double read_seconds, pack_seconds, load_seconds;  // load: all of it
 };
 
 // Thread-safe: calls of run() from several threads take turns. After fork() the child runs it as
@@ -41,6 +41,8 @@ class DEFAKEQ_API Program {
   // Throws std::runtime_error naming the wrong field or node.
   static Program load(const std::string& path, int threads = 1);
   static Program load(const DfqFile& file, int threads = 1);
+  // The content of a file, aligned to 8 bytes; not needed after the call.
+  static Program load(const void* data, size_t bytes, int threads = 1);
 
   Program(Program&&) noexcept;
   Program& operator=(Program&&) noexcept;
@@ -67,6 +69,8 @@ class DEFAKEQ_API Program {
  private:
   struct State;
   explicit Program(std::unique_ptr<State> state);
+  template <class Read>
+  static Program load_read(int threads, Read&& read);
   std::unique_ptr<State> state_;
 };
 

@@ -7,13 +7,11 @@
 
 namespace defakeq::simd {
 
-// exp on [-87, 88], clamped outside: x = n ln 2 + r, a degree-6 polynomial in r (relative error
-// below 2^-22), exponent set by integer arithmetic. NaN gives the value at -87.
+// exp of x in [-87, 88]: x = n ln 2 + r, a degree-6 polynomial in r (relative error below 2^-22),
+// exponent set by integer arithmetic.
 template <class V>
-DQ_INLINE typename V::F exp(typename V::F x) {
+DQ_INLINE typename V::F exp_within(typename V::F x) {
   using F = typename V::F;
-  x = V::max(x, V::set1(-87.0f));
-  x = V::min(x, V::set1(88.0f));
   const typename V::I n = V::rne(V::mul(x, V::set1(1.44269504088896341f)));
   const F fn = V::to_f(n);
   F r = V::fma(fn, V::set1(-0.693145751953125f), x);
@@ -26,6 +24,12 @@ DQ_INLINE typename V::F exp(typename V::F x) {
   p = V::fma(p, r, V::set1(1.0f));
   p = V::fma(p, r, V::set1(1.0f));
   return V::scale2(p, n);
+}
+
+// exp, of x clamped to [-87, 88]. NaN gives the value at -87.
+template <class V>
+DQ_INLINE typename V::F exp(typename V::F x) {
+  return exp_within<V>(V::min(V::max(x, V::set1(-87.0f)), V::set1(88.0f)));
 }
 
 template <class V>

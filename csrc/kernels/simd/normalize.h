@@ -63,18 +63,6 @@ void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t
 }
 
 template <class V>
-DQ_INLINE float max_lanes(const Block<V>& y) {
-  float lanes[kBlock];
-  for (int i = 0; i < kBlock / V::W; ++i) V::store(lanes + i * V::W, y[i]);
-  for (int half = kBlock / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
-    }
-  }
-  return lanes[0];
-}
-
-template <class V>
 void softmax(const Operand& x, int64_t channels, const Post& post, void* out, int64_t begin,
              int64_t end) {
   constexpr int kParts = kBlock / V::W;
@@ -139,51 +127,74 @@ alignas(64) inline constexpr float kTailLanes[2 * kBlock] = {
     -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY,
     -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
 
-// Returns the sum of the codes p.
-template <class V>
-int32_t softmax_codes(const SoftmaxCodesArgs& g) {
+// Rows [row, row + R): together, so that one row's reductions run beside another's.
+template <class V, int R>
+DQ_INLINE void softmax_rows(const SoftmaxCodesArgs& g, int64_t row) {
   constexpr int kParts = kBlock / V::W;
   const typename V::F alpha = V::set1(g.alpha);
-  Block<V> acc;
-  for (auto& part : acc) part = V::set1(-INFINITY);
+  Block<V> top[R];
+  for (auto& block : top) {
+    for (auto& part : block) part = V::set1(-INFINITY);
+  }
   for_blocks(g.n, [&](int64_t c, int n) __attribute__((always_inline)) {
-    Block<V> s, bias, mask;
-    for (int i = 0; i < kParts; ++i) {
-      s[i] = V::load(g.scores + c + i * V::W);
-      bias[i] = V::set1(0.0f);
-    }
-    if (g.bias != nullptr) load_block<V>({g.bias, DType::kFloat32, {}}, c, n, bias);
-    for (int i = 0; i < kParts; ++i) s[i] = V::fma(s[i], alpha, bias[i]);
-    if (g.mask != nullptr) {
-      load_block<V>({g.mask, DType::kFloat32, {}}, c, n, mask);
-      for (int i = 0; i < kParts; ++i) s[i] = V::add(s[i], mask[i]);
-    }
-    if (n < kBlock) {
-      // whatever stands behind the row becomes -inf or NaN: no maximum, and no code above 0
+    for (int r = 0; r < R; ++r) {
+      float* scores = g.scores + (row + r) * g.pitch + c;
+      const int64_t at = (row + r) * g.n + c;
+      Block<V> s, more;
+      // Not what stands behind the row: denormal numbers there would be slow.
+      load_floats<V>(scores, n, s);
+      if (g.bias != nullptr) {
+        load_floats<V>(g.bias + at, n, more);
+        for (int i = 0; i < kParts; ++i) s[i] = V::fma(s[i], alpha, more[i]);
+      }
+      if (g.mask != nullptr) {
+        load_floats<V>(g.mask + at, n, more);
+        for (int i = 0; i < kParts; ++i) s[i] = V::add(s[i], more[i]);
+      }
+      if (n < kBlock) {
+        // behind the row: no maximum, and no code above 0
+        for (int i = 0; i < kParts; ++i) {
+          s[i] = V::add(s[i], V::load(kTailLanes + kBlock - n + i * V::W));
+        }
+      }
       for (int i = 0; i < kParts; ++i) {
-        s[i] = V::add(s[i], V::load(kTailLanes + kBlock - n + i * V::W));
+        V::store(scores + i * V::W, s[i]);
+        top[r][i] = V::max(s[i], top[r][i]);
       }
     }
-    for (int i = 0; i < kParts; ++i) {
-      V::store(g.scores + c + i * V::W, s[i]);
-      acc[i] = V::max(s[i], acc[i]);
-    }
   });
-  const typename V::F top = V::set1(max_lanes<V>(acc));
-  typename V::I sum = V::set1_i(0);
-  for_blocks(g.n, [&](int64_t c, int) __attribute__((always_inline)) {
-    for (int i = 0; i < kParts; ++i) {
-      const typename V::F e = exp<V>(V::sub(V::load(g.scores + c + i * V::W), top));
-      const typename V::I p = V::rne(V::mul(e, V::set1(255.0f)));
-      sum = V::add_i(sum, p);
-      V::store_s8(g.codes + c + i * V::W, V::sub_i(p, V::set1_i(128)));
+  typename V::F highest[R];
+  typename V::I sum[R];
+  for (int r = 0; r < R; ++r) {
+    highest[r] = V::set1(max_lanes<V>(top[r]));
+    sum[r] = V::set1_i(0);
+  }
+  for (int64_t c = 0; c < g.n; c += kBlock) {
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = (row + r) * g.pitch + c;
+      for (int i = 0; i < kParts; ++i) {
+        const typename V::F d = V::sub(V::load(g.scores + at + i * V::W), highest[r]);
+        const typename V::F e = exp_within<V>(V::max(d, V::set1(-87.0f)));
+        const typename V::I p = V::rne(V::mul(e, V::set1(255.0f)));
+        sum[r] = V::add_i(sum[r], p);
+        V::store_s8(g.codes + at + i * V::W, V::sub_i(p, V::set1_i(128)));
+      }
     }
-  });
-  float lanes[V::W];
-  V::store(lanes, V::to_f(sum));
-  float total = 0.0f;  // at most 255 * 2^16: exact
-  for (float lane : lanes) total += lane;
-  return static_cast<int32_t>(total);
+  }
+  for (int r = 0; r < R; ++r) {
+    float lanes[V::W];
+    V::store(lanes, V::to_f(sum[r]));
+    float total = 0.0f;  // at most 255 * 2^15: exact in any order
+    for (float lane : lanes) total += lane;
+    g.sums[row + r] = static_cast<int32_t>(total);
+  }
+}
+
+template <class V>
+void softmax_codes(const SoftmaxCodesArgs& g) {
+  int64_t r = 0;
+  for (; r + 4 <= g.rows; r += 4) softmax_rows<V, 4>(g, r);
+  for (; r < g.rows; ++r) softmax_rows<V, 1>(g, r);
 }
 
 }  // namespace defakeq::simd

@@ -103,7 +103,9 @@ def ops(
 
 @app.command()
 def model(
-    network: Annotated[str, typer.Argument(help="A network's name, as in defakeq.networks.")],
+    network: Annotated[
+        list[str], typer.Argument(help="Names, as in defakeq.networks, or .dfq files.")
+    ],
     engines: Annotated[
         str, typer.Option(help="Which engines, with commas between.")
     ] = "defakeq,torch,torch-int8,onnxruntime,openvino",
@@ -116,28 +118,44 @@ def model(
         Path | None, typer.Option("--json", help="Write the results to this file.")
     ] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw a PNG chart.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="A table of our program's nodes too.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared networks.")] = None,
 ) -> None:
-    """Whole networks: milliseconds, size, resident memory and the first inference."""
+    """Whole networks: milliseconds, size, resident memory and the first inference.
+
+    Engines: defakeq, torch, torch-int8, onnxruntime, openvino; onnxruntime-export and
+    openvino-export run our program, exported, so pruned channels are gone there too.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     try:
         from defakeq.bench import models
 
-        result = models.measure(
-            network,
-            engines=engines.split(","),
-            plan=plan,
-            threads=threads,
-            rounds=rounds,
-            cache=cache,
-            command=_command(),
-            say=lambda line: typer.echo(line, err=True),
-        )
-        _print_table(result["rows"])
-        if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(result, indent=1) + "\n")
+        sources = [models.network_of(name, cache) for name in network]
+        result: dict[str, Any] = {}
+        for name, source in zip(network, sources, strict=True):
+            found = models.measure(
+                name,
+                engines=engines.split(","),
+                plan=plan,
+                threads=threads,
+                rounds=rounds,
+                profile=profile,
+                cache=cache,
+                command=_command(),
+                say=lambda line: typer.echo(line, err=True),
+            )
+            _print_table(found["rows"])
+            if profile:
+                _print_nodes(source.name, found["profile"])
+            result.setdefault("machine", found.pop("machine"))
+            for key, items in found.items():
+                result.setdefault(key, []).extend(items)
+            if json_file is not None:
+                json_file.parent.mkdir(parents=True, exist_ok=True)
+                json_file.write_text(json.dumps(result, indent=1) + "\n")
         if chart is not None and result["rows"]:
             models.draw(result["rows"], chart)
     except (ValueError, RuntimeError, ImportError, OSError) as error:
@@ -161,6 +179,18 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+
+
+def _print_nodes(network: str, nodes: list[dict[str, Any]]) -> None:
+    total = sum(node["us"] for node in nodes)
+    typer.echo(f"{network + ': node':44} {'us':>9} {'%':>5} {'GMAC/s':>7}  shape, op, kernel")
+    for node in nodes:
+        shape = "x".join(map(str, node["shape"]))
+        typer.echo(
+            f"{node['node'][-44:]:44} {node['us']:9.1f} {100 * node['us'] / total:5.1f} "
+            f"{node['gmacs']:7.1f}  {shape}, {node['op']}, {node['kernel']}"
+        )
+    typer.echo(f"{'sum':44} {total:9.1f}")
 
 
 def _command() -> str:

@@ -4,88 +4,27 @@
 an image, float32 (1, 3, h, w), to the logits. An engine measures its favourable form: unsigned
 activations for ONNX Runtime, all operators quantized, one thread pool of the stated size.
 
-    python -m defakeq.bench.engines ENGINE FOLDER THREADS
+    python -m defakeq.bench.engines ENGINE FILE FOLDER THREADS SHAPE
 
 prints what a fresh process needs: {"rss_mb": ..., "first_ms": ...}.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
+import hashlib
+import importlib
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
-Call = Callable[[Image], Any]
-
-_CALIBRATION = 4
-INSTALL = "pip install 'defakeq[torch,peers]'"
-
-
-class Engine:
-    """One way to run a network.
-
-    Attributes:
-        name: as in results.
-        bits: width of the weights, for results.
-        modules: what must be installed to run it.
-        tools: what must be installed to prepare it, in addition.
-        file: the artefact's main file.
-    """
-
-    name = ""
-    bits = 8
-    modules: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
-    file = ""
-
-    def missing(self, folder: Path) -> list[str]:
-        """Modules that are needed here and not installed."""
-        needed = self.modules if self.ready(folder) else self.modules + self.tools
-        return [name for name in needed if importlib.util.find_spec(name) is None]
-
-    def ready(self, folder: Path) -> bool:
-        """Whether the artefact is there."""
-        return (folder / self.file).exists()
-
-    def prepare(self, network: str, folder: Path) -> None:
-        """Writes the artefact of a network, by its name in `defakeq.networks`."""
-        raise NotImplementedError
-
-    def load(self, folder: Path, threads: int) -> Call:
-        """The artefact, ready to be called."""
-        raise NotImplementedError
-
-    def size(self, folder: Path) -> int:
-        """Bytes on disk."""
-        return (folder / self.file).stat().st_size
-
-
-def _network(name: str) -> tuple[Any, list[Any]]:
-    """A network and images to calibrate with."""
-    from defakeq import networks
-
-    model = networks.build(name).requires_grad_(False)
-    size = int(model.input_size[1])  # type: ignore[index]
-    return model, list(networks.images(_CALIBRATION, size).split(1))
-
-
-@contextlib.contextmanager
-def _written(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `target` when all went well."""
-    part = target.with_name("part-" + target.name)
-    yield part
-    part.replace(target)
+from defakeq.bench.engine import INSTALL, Call, Engine, Image, Network, built, runtime, written
 
 
 class Torch(Engine):
@@ -94,12 +33,12 @@ class Torch(Engine):
     name, bits, file = "torch", 32, "float.pt2"
     modules: tuple[str, ...] = ("torch",)
 
-    def prepare(self, network: str, folder: Path) -> None:
+    def prepare(self, network: Network, folder: Path) -> None:
         """Exports the program."""
         import torch
 
-        model, images = _network(network)
-        with _written(folder / self.file) as part:
+        model, images = built(network)
+        with written(folder / self.file) as part:
             torch.export.save(torch.export.export(model, (images[0],)), part)
 
     def load(self, folder: Path, threads: int) -> Call:
@@ -116,59 +55,58 @@ class Torch(Engine):
         return call
 
 
-class TorchInt8(Torch):
-    """PT2E quantization for x86, compiled by inductor."""
+class TorchInt8(Engine):
+    """PT2E quantization for x86, compiled ahead of time by inductor."""
 
-    name, bits, file = "torch-int8", 8, "int8.pt2"
-    modules = ("torch", "torchao")
+    name, file = "torch-int8", "int8.pt2"
+    modules, tools = ("torch",), ("torchao",)
 
-    def prepare(self, network: str, folder: Path) -> None:
-        """Quantizes and exports; compiling is left to `load`, which keeps inductor's cache."""
+    def prepare(self, network: Network, folder: Path) -> None:
+        """Quantizes and compiles, weights packed and folded."""
         import torch
+        import torch._inductor.config as inductor
         from torchao.quantization.pt2e import move_exported_model_to_eval
+        from torchao.quantization.pt2e.inductor_passes import x86 as passes
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-        model, images = _network(network)
+        model, images = built(network)
         quantizer = x86.X86InductorQuantizer()
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-        module = prepare_pt2e(torch.export.export(model, (images[0],)).module(), quantizer)
-        with torch.no_grad():
+        with torch.no_grad(), inductor.patch(freezing=True, compile_threads=1):
+            module = prepare_pt2e(torch.export.export(model, (images[0],)).module(), quantizer)
             for image in images:
                 module(image)
-        module = convert_pt2e(module)
-        move_exported_model_to_eval(module)
-        with _written(folder / self.file) as part:
-            torch.export.save(torch.export.export(module, (images[0],)), part)
+            module = convert_pt2e(module)
+            move_exported_model_to_eval(module)
+            passes._register_quantization_weight_pack_pass()
+            program = torch.export.export(module, (images[0],))
+            part = folder / f"part-{self.file}"
+            torch._inductor.aoti_compile_and_package(program, package_path=str(part))
+        part.replace(folder / self.file)
 
     def load(self, folder: Path, threads: int) -> Call:
-        """The program, compiled at its first call."""
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / "inductor"))
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+        """The compiled package."""
         import torch
-        import torch._inductor.config
-        from torchao.quantization.pt2e.inductor_passes import x86
 
         torch.set_num_threads(threads)
-        torch._inductor.config.freezing = True
-        x86._register_quantization_weight_pack_pass()
-        module = torch.compile(torch.export.load(folder / self.file).module())
+        package = torch._inductor.aoti_load_package(str(folder / self.file))
 
         def call(x: Image) -> Any:
             with torch.no_grad():
-                return module(torch.from_numpy(x)).numpy()
+                return package(torch.from_numpy(x)).numpy()
 
         return call
 
 
-def _onnx(network: str, folder: Path) -> tuple[Path, list[Any]]:
+def _onnx(network: Network, folder: Path) -> tuple[Path, list[Any]]:
     """The float network as ONNX, written once."""
     import torch
 
-    model, images = _network(network)
+    model, images = built(network)
     path = folder / "float.onnx"
     if not path.exists():
-        with _written(path) as part, torch.no_grad(), warnings.catch_warnings():
+        with written(path) as part, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, (images[0],), str(part), opset_version=17, dynamo=False,
@@ -183,7 +121,7 @@ class Onnxruntime(Engine):
     name, file = "onnxruntime", "int8.onnx"
     modules, tools = ("onnxruntime",), ("torch", "onnx")
 
-    def prepare(self, network: str, folder: Path) -> None:
+    def prepare(self, network: Network, folder: Path) -> None:
         """Quantizes statically."""
         from onnxruntime import quantization as q
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -200,7 +138,7 @@ class Onnxruntime(Engine):
                 image = next(self.images, None)
                 return None if image is None else {"x": image.numpy()}
 
-        with _written(folder / self.file) as part:
+        with written(folder / self.file) as part:
             q.quantize_static(
                 str(clean), str(part), Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True,
                 activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
@@ -224,18 +162,19 @@ class Openvino(Engine):
     """int8 by NNCF."""
 
     name, file = "openvino", "int8.xml"
-    modules, tools = ("openvino",), ("torch", "onnx", "nncf")
+    modules: tuple[str, ...] = ("openvino",)
+    tools: tuple[str, ...] = ("torch", "onnx", "nncf")
 
-    def prepare(self, network: str, folder: Path) -> None:
+    def prepare(self, network: Network, folder: Path) -> None:
         """Quantizes statically; without SmoothQuant for Swin, which it breaks."""
         import nncf
         import openvino
 
         source, images = _onnx(network, folder)
         options: dict[str, Any] = {}
-        if network.startswith(("vit", "deit", "swin", "convnext")):
+        if network.name.startswith(("vit", "deit", "swin", "convnext")):
             options["model_type"] = nncf.ModelType.TRANSFORMER
-        if network.startswith("swin"):
+        if network.name.startswith("swin"):
             options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
             )
@@ -248,6 +187,11 @@ class Openvino(Engine):
             fast_bias_correction=True,
             **options,
         )
+        self._save(model, folder)
+
+    def _save(self, model: Any, folder: Path) -> None:
+        import openvino
+
         openvino.save_model(model, str(folder / "part.xml"), compress_to_fp16=False)
         (folder / "part.bin").replace(folder / "int8.bin")
         (folder / "part.xml").replace(folder / self.file)
@@ -279,51 +223,142 @@ class Defakeq(Engine):
     """Our program in a ``.dfq`` file.
 
     Args:
-        plan: "8", "4", "half", or the path of a plan's JSON.
+        plan: "8", "4", "half", or the path of a plan's JSON. Not read for a network that is a file.
     """
 
-    name, modules = "defakeq", ("defakeq_kernels",)
+    name, file, files = "defakeq", "program.dfq", True
+    modules, tools = ("defakeq_kernels",), ("torch",)
 
     def __init__(self, plan: str = "8"):
-        named = plan in ("8", "4", "half")
-        self.plan = plan
+        self._plan = plan
         self.bits = 8 if plan == "8" else 4
-        self.file = f"program-{plan}.dfq" if named else f"program-{Path(plan).stem}.dfq"
 
-    def ready(self, folder: Path) -> bool:
-        """Never: it is converted anew, since the converter changes from version to version."""
-        return False
+    @property
+    def plan(self) -> str:
+        """The plan's name."""
+        return self._plan if self._plan in PLANS else Path(self._plan).stem
 
-    def prepare(self, network: str, folder: Path) -> None:
+    def folder(self, network: Network) -> Path:
+        """With what the converter is made of, and the plan."""
+        if network.program is not None:
+            return super().folder(network)
+        own = hashlib.sha256(network.digest("defakeq.lower", *_CONVERTER).encode())
+        if self._plan not in PLANS:
+            own.update(Path(self._plan).read_bytes())
+        return network.cache / network.name / f"{self.name}-{self.plan}-{own.hexdigest()[:12]}"
+
+    def prepare(self, network: Network, folder: Path) -> None:
         """Converts with the plan."""
+        if network.program is not None:
+            with written(folder / self.file) as part:
+                shutil.copyfile(network.program, part)
+            return
         from defakeq.conversion import convert, save
         from defakeq.plan import QuantPlan
+        from defakeq.prunable import half_plan
 
-        model, images = _network(network)
-        if self.plan in ("8", "4"):
-            plan = QuantPlan.uniform(model, int(self.plan))
-        elif self.plan == "half":
-            plan = _half_plan(model, images[0])
+        model, images = built(network)
+        if self._plan in ("8", "4"):
+            plan = QuantPlan.uniform(model, int(self._plan))
+        elif self._plan == "half":
+            plan = half_plan(model, images[0])
         else:
-            plan = QuantPlan.from_json(Path(self.plan).read_text())
-        converted = convert(model, images[0], plan, images, backend="program")
-        save(converted, folder / self.file)
+            plan = QuantPlan.from_json(Path(self._plan).read_text())
+        save(convert(model, images[0], plan, images, backend="program"), folder / self.file)
 
     def load(self, folder: Path, threads: int) -> Call:
         """The program, without torch."""
-        runtime = importlib.import_module("defakeq_kernels.runtime")
-        program: Call = runtime.load(folder / self.file, threads=threads)
+        program: Call = runtime().load(folder / self.file, threads=threads)
         return program
 
 
-def _half_plan(model: Any, image: Any) -> Any:
-    module = importlib.import_module("defakeq.prunable")
-    return module.half_plan(model, image)
+PLANS = ("8", "4", "half")
+_CONVERTER = (
+    "defakeq.calibrate", "defakeq.conversion", "defakeq.fold", "defakeq.plan", "defakeq.prunable",
+    "defakeq_kernels.dfq", "defakeq_kernels.packed", "defakeq_kernels.quantize",
+)  # fmt: skip
+
+
+class _Export(Engine):
+    """Our program as quantized ONNX: the same network, pruned channels gone, in another engine."""
+
+    files = True
+    sources: tuple[str, ...] = ("defakeq.onnx_export",)
+    suits = "any"
+
+    def __init__(self, plan: str = "8"):
+        self._ours = Defakeq(plan)
+        self.bits = self._ours.bits
+
+    @property
+    def plan(self) -> str:
+        """Of the program."""
+        return self._ours.plan
+
+    def folder(self, network: Network) -> Path:
+        """Beside the program's."""
+        base = super().folder(network)
+        return base.with_name(f"{base.name}-{self._ours.folder(network).name}")
+
+    def _export(self, network: Network, target: Path) -> None:
+        from defakeq.onnx_export import export
+
+        source = network.program or prepared(network, self._ours) / self._ours.file
+        with written(target) as part:
+            export(source, part, engine=self.suits)
+
+
+class OnnxruntimeExport(_Export, Onnxruntime):
+    """Our program in ONNX Runtime."""
+
+    name, suits = "onnxruntime-export", "onnxruntime"
+
+    def prepare(self, network: Network, folder: Path) -> None:
+        """Exports."""
+        self._export(network, folder / self.file)
+
+
+class OpenvinoExport(_Export, Openvino):
+    """Our program in OpenVINO."""
+
+    name, tools = "openvino-export", ("torch", "onnx")
+
+    def prepare(self, network: Network, folder: Path) -> None:
+        """Exports and converts."""
+        import openvino
+
+        source = folder / "export.onnx"
+        self._export(network, source)
+        self._save(openvino.convert_model(str(source)), folder)
+        source.unlink()
 
 
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (Defakeq, Torch, TorchInt8, Onnxruntime, Openvino)
-}
+    engine.name: engine
+    for engine in (
+        Defakeq, Torch, TorchInt8, Onnxruntime, Openvino, OnnxruntimeExport, OpenvinoExport
+    )
+}  # fmt: skip
+
+
+def prepared(network: Network, engine: Engine) -> Path:
+    """The folder with the engine's artefact, which is made when it is not there.
+
+    Raises:
+        ImportError: something is not installed.
+        ValueError: a ``.dfq`` file, which the engine does not run.
+    """
+    if network.program is not None and not engine.files:
+        runs = ", ".join(name for name, kind in ENGINES.items() if kind.files)
+        raise ValueError(f"network: found a .dfq file; accepted by {runs} only")
+    folder = engine.folder(network)
+    missing = engine.missing(folder)
+    if missing:
+        raise ImportError(f"{' and '.join(missing)} not installed ({INSTALL})")
+    if not engine.ready(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        engine.prepare(network, folder)
+    return folder
 
 
 def resident_bytes() -> int:

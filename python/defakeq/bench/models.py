@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from defakeq.bench.engines import ENGINES, INSTALL, Defakeq, Engine
+from defakeq.bench.engine import INSTALL, Engine, Network, runtime
+from defakeq.bench.engines import ENGINES, prepared
 from defakeq.bench.machine import machine_record
 from defakeq.bench.timing import Contender, interleave, pinned, repeated
 
@@ -28,25 +29,38 @@ def cache_folder(cache: Path | None = None) -> Path:
     return Path(home) / "defakeq"
 
 
-def artefact_folder(network: str, engine: Engine, cache: Path) -> Path:
-    """The folder of one engine's artefact: it is made anew when the engine's version changes."""
-    versions = []
-    for module in engine.modules:
-        try:
-            versions.append(metadata.version(module))
-        except metadata.PackageNotFoundError:
-            versions.append("none")
-    return cache / network / f"{engine.name}-{'-'.join(versions)}"
+def network_of(text: str, cache: Path | None = None) -> Network:
+    """A network by its name in `defakeq.networks`, or the path of a ``.dfq`` file.
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(text)
+    if path.suffix == ".dfq":
+        if not path.is_file():
+            raise ValueError(f"network: found {text!r}, no such file; accepted is a .dfq file")
+        return Network(path.stem, cache_folder(cache), path)
+    from defakeq import networks
+
+    if text not in networks.NAMES:
+        names = ", ".join(networks.NAMES)
+        raise ValueError(f"network: found {text!r}; accepted is a .dfq file or one of {names}")
+    return Network(text, cache_folder(cache))
 
 
-def multiply_adds(network: str) -> int:
-    """Multiply-adds of the convolutions and linear layers for one image."""
+def multiply_adds(network: Network) -> int:
+    """Multiply-adds of the convolutions and linear layers for one image, pruned ones included.
+
+    Of a file: those that its program does.
+    """
+    if network.program is not None:
+        return int(runtime().load(network.program, threads=1).info["macs"])
     import torch
     from torch import Tensor, nn
 
     from defakeq import networks
 
-    model = networks.build(network)
+    model = networks.build(network.name)
     total = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -73,20 +87,9 @@ def engines_of(names: Sequence[str], plan: str) -> list[Engine]:
     for name in names:
         if name not in ENGINES:
             raise ValueError(f"engines: found {name!r}; accepted is any of {', '.join(ENGINES)}")
-        found.append(Defakeq(plan) if name == "defakeq" else ENGINES[name]())
+        kind = ENGINES[name]
+        found.append(kind(plan) if kind.files else kind())  # type: ignore[call-arg]
     return found
-
-
-def prepare(network: str, engine: Engine, cache: Path) -> Path:
-    """The folder with the engine's artefact, which is made when it is not there."""
-    folder = artefact_folder(network, engine, cache)
-    missing = engine.missing(folder)
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed ({INSTALL})")
-    if not engine.ready(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        engine.prepare(network, folder)
-    return folder
 
 
 def measure(
@@ -96,6 +99,7 @@ def measure(
     plan: str = "8",
     threads: int = 1,
     rounds: int = 15,
+    profile: bool = False,
     cache: Path | None = None,
     command: str = "",
     say: Callable[[str], None] = lambda line: None,
@@ -103,64 +107,68 @@ def measure(
     """Run one network in turn in each engine, round by round.
 
     Args:
-        network: a name in `defakeq.networks`.
+        network: a name in `defakeq.networks`, or the path of a ``.dfq`` file, which "defakeq" and
+            the "...-export" engines run.
         engines: names in `ENGINES`. One that is not installed or fails is left out, with a note.
-        plan: of our program: "8", "4", "half" or the path of a plan's JSON.
+        plan: of our program, and of its exports to other engines: "8", "4", "half" or the path of
+            a plan's JSON. A file has its own.
         threads: of each engine; as many processors are pinned.
         rounds: samples of each engine.
+        profile: time the nodes of our program too.
         cache: folder of the artefacts; None: the user's cache folder.
         command: what was called, for the record.
         say: gets lines about the progress.
 
     Returns:
-        {"machine": ..., "rows": [...], "notes": [...]}. A row has `FIELDS`: "ms" is the median,
-        "rss_mb" the resident memory of a fresh process after its first inference and "first_ms"
-        the time in it from opening the file to the first result (10^6 bytes a MB).
+        {"machine": ..., "rows": [...]}. A row has `FIELDS`: "ms" is the median, "rss_mb" the
+        resident memory of a fresh process after its first inference, "first_ms" the time in it
+        from opening the file to the first result (10^6 bytes a MB) and "gmacs" the whole
+        network's `multiply_adds` over "ms". "notes": what was left out and why, if anything was.
+        "profile", when asked for: a list of {"network", "node", "op", "kernel", "shape", "us",
+        "gmacs", "weight_bytes"}.
 
     Raises:
         ValueError: an unknown network or engine, or a wrong number.
     """
-    from defakeq import networks
-
-    if network not in networks.NAMES:
-        raise ValueError(
-            f"network: found {network!r}; accepted is one of {', '.join(networks.NAMES)}"
-        )
+    source = network_of(network, cache)
     if rounds < 1:
         raise ValueError(f"rounds: found {rounds}; accepted is 1 or more")
     chosen = engines_of(engines, plan)
-    macs = multiply_adds(network)
-    size = networks.build(network).input_size[1]  # type: ignore[index]
-    x = networks.images(1, int(size), seed=2).numpy()
-    folder_of, notes, fresh, contenders = cache_folder(cache), [], {}, []
+    macs, x = multiply_adds(source), _image(source)
+    notes: list[str] = []
+    nodes: list[dict[str, Any]] = []
+    fresh, contenders = {}, []
     with pinned(threads) as cpus:
         machine = machine_record(threads, cpus, command)
         for engine in chosen:
-            say(f"{network}: {engine.name}")
+            say(f"{source.name}: {engine.name}")
             try:
-                folder = prepare(network, engine, folder_of)
+                folder = prepared(source, engine)
                 alone = _in_fresh_process(engine, folder, threads, x.shape)
                 call = engine.load(folder, threads)
                 if not np.isfinite(np.asarray(call(x))).all():
                     raise RuntimeError("output: found infinite or NaN; accepted is finite numbers")
+                if profile and engine.name == "defakeq":
+                    nodes = profiled(source.name, call, x)
             except Exception as error:
                 line = " ".join(str(error).split())[:300]
                 notes.append(f"{engine.name}: not compared: {type(error).__name__}: {line}")
                 say(notes[-1])
                 continue
-            fresh[engine.name] = (alone, engine.size(folder), engine.bits)
+            fresh[engine.name] = (alone, engine.size(folder), engine)
             run = repeated(lambda call=call: call(x), 1)  # type: ignore[misc]
-            contenders.append(Contender(network, engine.bits, engine.name, run, macs))
+            contenders.append(Contender(source.name, engine.bits, engine.name, run, macs))
         if contenders:
             interleave(contenders, rounds, lambda: 0.0, threads)
     rows = []
     for contender in contenders:
-        alone, bytes_on_disk, bits = fresh[contender.engine]
+        alone, bytes_on_disk, engine = fresh[contender.engine]
         seconds = contender.median
+        own = engine.files and source.program is not None
         rows.append(
             {
-                "network": network,
-                "plan": plan if contender.engine == "defakeq" else str(bits),
+                "network": source.name,
+                "plan": "file" if own else engine.plan,
                 "engine": contender.engine,
                 "threads": threads,
                 "ms": round(seconds * 1e3, 4),
@@ -170,7 +178,39 @@ def measure(
                 "gmacs": round(macs / seconds / 1e9, 2),
             }
         )
-    return {"machine": machine, "rows": rows, "notes": notes}
+    result: dict[str, Any] = {"machine": machine, "rows": rows}
+    if notes:
+        result["notes"] = notes
+    if profile:
+        result["profile"] = nodes
+    return result
+
+
+def _image(network: Network) -> NDArray[np.float32]:
+    if network.program is not None:
+        rng = np.random.default_rng(2)
+        return rng.standard_normal(network.shape()).astype(np.float32)
+    from defakeq import networks
+
+    image: NDArray[np.float32] = networks.images(1, network.shape()[2], seed=2).numpy()
+    return image
+
+
+def profiled(network: str, program: Any, x: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The nodes of a loaded program with their median times."""
+    return [
+        {
+            "network": network,
+            "node": node["name"],
+            "op": node["op"],
+            "kernel": node["kernel"],
+            "shape": list(node["shape"]),
+            "us": round(node["seconds"] * 1e6, 2),
+            "gmacs": round(node["macs"] / max(node["seconds"], 1e-9) / 1e9, 2),
+            "weight_bytes": node["weight_bytes"],
+        }
+        for node in program.profile(x, repeat=15)
+    ]
 
 
 def _in_fresh_process(

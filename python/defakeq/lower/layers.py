@@ -29,6 +29,7 @@ class LayerSpec:
             ZERO: stored with zero weights, for the residual that it carries.
         inputs: the model's input channel of each column; ABSENT: not read.
         plan: the layer's plan; None: 16-bit weights and float32 math.
+        factor: what each of the model's output channels was multiplied by; None: 1.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LayerSpec:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     activation: str = "none"
+    factor: NDArray[np.float64] | None = None
 
     def pack(self) -> PackedWeight:
         """Quantizes the weight by the plan."""
@@ -67,6 +69,10 @@ class LayerSpec:
             options["half_out"] = np.flatnonzero(np.isin(self.channels, plan.half_out))
         if len(keep_out) < outs:
             options["keep_out"] = keep_out
+        symmetric = plan.symmetric
+        if plan.scale is not None:
+            options["scale"], options["zero_point"] = self._grid(plan, bits)
+            symmetric = options["zero_point"] is None
         if self.kind == "conv2d":
             options.update(
                 stride=self.stride,
@@ -78,10 +84,40 @@ class LayerSpec:
             self.weight,
             kind=self.kind,
             bits=bits,
-            symmetric=plan.symmetric,
+            symmetric=symmetric,
             bias=self.bias,
             **options,
         )
+
+    def _grid(
+        self, plan: LayerPlan, bits: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+        """The planned grid in this layer's order of rows; a negative factor turns it around."""
+        rows = np.maximum(self.channels, 0)
+        stored = self.channels >= 0
+        factor = np.ones(len(rows)) if self.factor is None else self.factor[rows]
+        scale = np.where(stored, np.asarray(plan.scale)[rows] * np.abs(factor), 1.0)
+        scale = np.maximum(scale, float(np.finfo(np.float32).tiny))
+        if plan.zero_point is None and not (factor < 0).any():
+            return scale, None
+        middle = np.left_shift(1, np.minimum(bits, 8) - 1)
+        zero = middle if plan.zero_point is None else np.asarray(plan.zero_point)[rows]
+        top = np.where(bits == 1, 2, (1 << np.minimum(bits, 8)) - 1)
+        zero = np.where(factor < 0, top - zero, zero)
+        return scale, np.where(stored, zero, 0)
+
+
+def factor_of(
+    affine: list[tuple[Tensor | None, Tensor | None]], outs: int
+) -> NDArray[np.float64] | None:
+    """The product of the factors that `folded` puts in; None where there are none."""
+    factors = [factor.cpu().double().numpy() for factor, _ in affine if factor is not None]
+    if not factors:
+        return None
+    product = np.ones(outs)
+    for factor in factors:
+        product = product * factor
+    return product
 
 
 def folded(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from defakeq.lower.capture import Node
-from defakeq_kernels import dfq
+from defakeq.lower.check import NodeCheck, check
+from defakeq_kernels import dfq, runtime
+from defakeq_kernels.ops import run_program
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,48 @@ class Fallback:
     reason: str
 
 
-@dataclass
 class ProgramStage:
-    """A program between torch stages; names are those of the graph's nodes."""
+    """A program between torch stages; names are those of the graph's nodes.
 
-    tensors: dfq.Tensors
-    network: dfq.Network
-    inputs: list[str]
-    outputs: list[str]
-    shapes: list[tuple[int, ...]]
+    Attributes:
+        data: uint8 [bytes], the content of a ``.dfq`` file.
+        network: its network.
+        inputs, outputs: names, in the order of the program's ports.
+        shapes: of the outputs in the graph, for one image; empty where the port's is to be kept.
+        input_ports, output_ports: the shapes of the ports.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        network: dfq.Network,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        self.data = torch.frombuffer(bytearray(dfq.dumps(tensors, network)), dtype=torch.uint8)
+        self.network = network
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.shapes = list(shapes)
+        self.input_ports = _ports(network, "inputs")
+        self.output_ports = _ports(network, "outputs")
+
+    @property
+    def tensors(self) -> dfq.Tensors:
+        """The tensors of the file, read again from `data`."""
+        return dfq.loads(self.data.numpy().tobytes())[0]
+
+
+def _ports(network: dfq.Network, side: str) -> list[tuple[int, ...]]:
+    program = network["program"]
+    shapes = []
+    for port in program[side]:
+        shape = tuple(program["values"][port["value"]]["shape"])
+        if port["layout"] == "nchw":
+            shape = (shape[2], shape[0], shape[1])
+        shapes.append(shape)
+    return shapes
 
 
 @dataclass
@@ -64,14 +97,16 @@ Stage = ProgramStage | TorchStage
 class ProgramModule(nn.Module):
     """Runs a lowered model; what `convert(..., backend="program")` and `load` return.
 
-    It takes and returns float32 tensors in main memory, has no parameters and no gradient.
+    It takes and returns float32 tensors in main memory, has no parameters and no gradient. Its
+    buffers ``program0``, ``program1``, ... hold the content of ``.dfq`` files, so that it can be
+    exported and compiled; each program is one call of ``torch.ops.defakeq.run_program``.
 
     Args:
         stages: in order of execution; a single program for a model without fallbacks.
         inputs, outputs: names of the values that the caller gives and gets.
         single: whether the model returns a tensor and not a tuple.
         fallbacks: what torch runs, and why.
-        threads: of the programs; None: `defakeq_kernels.get_num_threads()`.
+        threads: of the programs, 1 to 1024; None: torch's.
     """
 
     def __init__(
@@ -90,7 +125,9 @@ class ProgramModule(nn.Module):
         self.single = single
         self.fallbacks = list(fallbacks)
         self.threads = threads
-        self._programs: dict[int, Any] = {}
+        for number, stage in enumerate(self.stages):
+            if isinstance(stage, ProgramStage):
+                self.register_buffer(f"program{number}", stage.data)
         self.eval()
 
     @staticmethod
@@ -127,9 +164,9 @@ class ProgramModule(nn.Module):
             reason of each node that torch runs; ``stages``: "program" or "torch" in order.
         """
         nodes = []
-        for i, stage in enumerate(self.stages):
+        for stage in self.stages:
             if isinstance(stage, ProgramStage):
-                nodes.extend(self._program(i, stage).nodes)
+                nodes.extend(runtime.loads(stage.data.numpy()).nodes)
         return {
             "nodes": nodes,
             "fallbacks": [vars(fallback) for fallback in self.fallbacks],
@@ -137,6 +174,44 @@ class ProgramModule(nn.Module):
                 "program" if isinstance(stage, ProgramStage) else "torch" for stage in self.stages
             ],
         }
+
+    def check(self, *inputs: Tensor) -> list[NodeCheck]:
+        """Compares every program node with exact arithmetic on its operands, for one image.
+
+        Torch stages run on what the programs before them returned, so a wrong node spoils no
+        other's comparison.
+
+        Args:
+            inputs: as for a call, with a batch of one.
+
+        Returns:
+            one `defakeq.lower.check.NodeCheck` for each input and node of the programs.
+
+        Raises:
+            ValueError: a batch that is not one.
+        """
+        held = dict(zip(self.input_names, self._given(inputs, {}), strict=True))
+        for name, x in held.items():
+            if x.shape[0] != 1:
+                raise ValueError(f"input {name!r}: found a batch of {x.shape[0]}; accepted is 1")
+        found = []
+        with torch.no_grad():
+            for number, stage in enumerate(self.stages):
+                if isinstance(stage, TorchStage):
+                    stage.run(held)
+                    continue
+                given = [held[name] for name in stage.inputs]
+                images = [x[0] for x in _arranged(stage, given, 1)]
+                found += check(stage.tensors, stage.network, images, self._run_once)
+                results = self._run(number, stage, given, 1)
+                held.update(_shaped(stage, results))
+        return found
+
+    def _run_once(
+        self, tensors: dfq.Tensors, network: dfq.Network, arrays: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        results = runtime.loads(dfq.dumps(tensors, network), self.threads)(*arrays)
+        return results if isinstance(results, list) else [results]
 
     def extra_repr(self) -> str:
         """How many nodes and fallbacks there are."""
@@ -147,22 +222,27 @@ class ProgramModule(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Runs a batch: one tensor for each input of the model, in order or by name."""
-        given = [*inputs, *(named[name] for name in self.input_names[len(inputs) :])]
-        if len(given) != len(self.input_names):
-            raise ValueError(
-                f"inputs: found {len(given)}; accepted is {len(self.input_names)}: "
-                f"{', '.join(self.input_names)}"
-            )
-        with torch.no_grad():
-            if len(self.stages) == 1 and isinstance(self.stages[0], ProgramStage):
-                results = self._whole(self.stages[0], given)
-            else:
+        given = self._given(inputs, named)
+        if len(self.stages) == 1 and isinstance(self.stages[0], ProgramStage):
+            results = self._whole(self.stages[0], given)
+        else:
+            with torch.no_grad():
                 results = self._by_image(given)
         return results[0] if self.single else tuple(results)
 
+    def _given(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+        missing = self.input_names[len(inputs) :]
+        given = [*inputs, *(named[name] for name in missing if name in named)]
+        if len(given) != len(self.input_names) or len(named) != len(given) - len(inputs):
+            raise ValueError(
+                f"inputs: found {len(inputs)} and {sorted(named)}; accepted is "
+                f"{len(self.input_names)}: {', '.join(self.input_names)}"
+            )
+        return given
+
     def _whole(self, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:
         order = [self.input_names.index(name) for name in stage.inputs]
-        results = self._run(0, stage, [given[i] for i in order])
+        results = self._run(0, stage, [given[i] for i in order], given[0].shape[0])
         held = {}
         for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True):
             held[name] = y.reshape(y.shape[0], *shape[1:]) if shape else y
@@ -176,34 +256,21 @@ class ProgramModule(nn.Module):
                 if isinstance(stage, TorchStage):
                     stage.run(held)
                     continue
-                results = self._run(number, stage, [held[name] for name in stage.inputs])
-                for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True):
-                    held[name] = y.reshape(shape)
+                results = self._run(number, stage, [held[name] for name in stage.inputs], 1)
+                held.update(_shaped(stage, results))
             images.append([held[name] for name in self.output_names])
         return [torch.cat(parts) for parts in zip(*images, strict=True)]
 
-    def _run(self, number: int, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:
-        program = self._program(number, stage)
-        arrays = []
-        for x, port in zip(given, program.inputs, strict=True):
-            shape = tuple(port["shape"])
-            array = x.detach().float().cpu()
-            if array.numel() and len(shape) != array.dim() - 1:
-                array = array.reshape(-1, *shape)
-            arrays.append(array.contiguous().numpy())
-        results = program(*arrays)
-        results = results if isinstance(results, list) else [results]
-        return [torch.from_numpy(np.asarray(y)) for y in results]
+    def _run(
+        self, number: int, stage: ProgramStage, given: Sequence[Tensor], batch: int
+    ) -> list[Tensor]:
+        data = self.get_buffer(f"program{number}")
+        inputs = _arranged(stage, given, batch)
+        return run_program(data, inputs, stage.output_ports, self.threads or 0)
 
-    def _program(self, number: int, stage: ProgramStage) -> Any:
-        if number not in self._programs:
-            self._programs[number] = _loaded(stage.tensors, stage.network, self.threads)
-        return self._programs[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state["_programs"] = {}
-        return state
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ProgramModule:
+        # Programs are bytes in main memory, whatever the model around them is moved or cast to.
+        return self
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> ProgramModule:
         return ProgramModule(
@@ -216,13 +283,21 @@ class ProgramModule(nn.Module):
         )
 
 
-def _loaded(
-    tensors: Mapping[str, NDArray[Any]], network: Mapping[str, Any], threads: int | None
-) -> Any:
-    from defakeq_kernels import runtime
+def _shaped(stage: ProgramStage, results: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The results of one image by name, in the graph's shapes."""
+    return {
+        name: y.reshape(shape) if shape else y
+        for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True)
+    }
 
-    load: Callable[..., Any] = runtime.load
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"program{os.getpid()}.dfq"
-        path.write_bytes(dfq.dumps(tensors, network))
-        return load(path, threads)
+
+def _arranged(stage: ProgramStage, given: Sequence[Tensor], batch: int) -> list[Tensor]:
+    """Float32 inputs without gradient, of the ports' ranks where they hold as many values."""
+    arranged = []
+    for x, port in zip(given, stage.input_ports, strict=True):
+        x = x.detach() if x.requires_grad else x
+        x = x.to("cpu", torch.float32)
+        if x.dim() != len(port) + 1 and x.numel() == batch * math.prod(port):
+            x = x.reshape(batch, *port)
+        arranged.append(x)
+    return arranged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from defakeq_kernels import dfq
 from defakeq_kernels.packed import PackedWeight
 
-_UNARY = {
+UNARY = {
     "relu": torch.relu,
     "relu6": F.relu6,
     "hardswish": F.hardswish,
@@ -32,6 +32,14 @@ _UNARY = {
     "square": torch.square,
     "reciprocal": torch.reciprocal,
 }
+
+
+class AttentionParts(NamedTuple):
+    """Logits [batches, heads, queries, keys], the sums of their absolute terms, and values."""
+
+    scores: Tensor
+    magnitude: Tensor
+    v: Tensor
 
 
 class Twin:
@@ -109,6 +117,11 @@ class Twin:
         flat[value["offset"] : value["offset"] + result.numel()] = result.reshape(-1)
 
     @staticmethod
+    def probabilities(e: Tensor) -> Tensor:
+        """The factors of attention's values, at most 1 before, in whole 255ths after."""
+        return torch.round(e * 255)
+
+    @staticmethod
     def store(value: Mapping[str, Any], y: Tensor) -> Tensor:
         """The nearest number that a value can hold."""
         if value["dtype"] == "float32":
@@ -166,24 +179,33 @@ class Twin:
         x, residual, half = (*ins, None, None)[:3]
         assert x is not None
         name = node["layer"]
-        y = self._product(name, x, half)
-        if residual is not None:
-            stored = torch.from_numpy(self.weight(name)[2].out_index).long()
-            y[..., stored] += residual.reshape(y.shape)[..., stored]
+        y = self.summed(name, x, residual, half)
         return self._epilogue(name, y, node.get("table"), self._values[node["out"][0]])
 
     _conv2d = _layer
     _linear = _layer
 
+    def summed(self, name: str, x: Tensor, residual: Tensor | None, half: Tensor | None) -> Tensor:
+        """A layer's products, bias and residual."""
+        y = self._product(name, x, half)
+        if residual is not None:
+            stored = torch.from_numpy(self.weight(name)[2].out_index).long()
+            y[..., stored] += residual.reshape(y.shape)[..., stored]
+        return y
+
     def _epilogue(self, name: str, y: Tensor, table: str | None, out: Mapping[str, Any]) -> Tensor:
         layer = self.layers[name]
         if layer["activation"] != "none":
-            y = _UNARY[layer["activation"]](y)
+            y = UNARY[layer["activation"]](y)
         if table is None:
             return y
-        return self._looked_up(quantized(y, layer["out"]), table, out)
+        return self.looked_up(y, layer["out"], table, out)
 
-    def _looked_up(self, q: Tensor, table: str, out: Mapping[str, Any]) -> Tensor:
+    def looked_up(
+        self, y: Tensor, read: Mapping[str, Any], table: str, out: Mapping[str, Any]
+    ) -> Tensor:
+        """The table's entries for values that are rounded to `read`."""
+        q = quantized(y, read)
         entries = torch.from_numpy(np.asarray(self.tensors[table])).long()
         return dequantized(entries[q + 128], out)
 
@@ -200,8 +222,8 @@ class Twin:
 
     def _lookup(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         assert ins[0] is not None
-        x = quantized(ins[0], self._values[node["in"][0]])
-        return self._looked_up(x, node["table"], self._values[node["out"][0]])
+        read, out = (self._values[node[key][0]] for key in ("in", "out"))
+        return self.looked_up(ins[0], read, node["table"], out)
 
     def _convert(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         assert ins[0] is not None
@@ -209,7 +231,7 @@ class Twin:
 
     def _unary(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         assert ins[0] is not None
-        y: Tensor = _UNARY[node["fn"]](ins[0])
+        y: Tensor = UNARY[node["fn"]](ins[0])
         return y
 
     def _binary(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
@@ -226,7 +248,7 @@ class Twin:
         }
         y: Tensor = functions[node["fn"]](a, b)  # type: ignore[operator]
         activation = node.get("activation", "none")
-        return y if activation == "none" else _UNARY[activation](y)
+        return y if activation == "none" else UNARY[activation](y)
 
     def _layer_norm(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         x = ins[0]
@@ -254,7 +276,10 @@ class Twin:
         assert ins[0] is not None
         return ins[0].softmax(-1)
 
-    def _attention(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
+    def attention_parts(
+        self, node: Mapping[str, Any], ins: Sequence[Tensor | None]
+    ) -> AttentionParts:
+        """Logits, and values [batches, heads, tokens, size]."""
         heads, dim = int(node["heads"]), int(node["head_dim"])
         value_dim = int(node.get("value_dim", dim))
         batches, tq, tk = int(node["batches"]), int(node["q_tokens"]), int(node["k_tokens"])
@@ -277,16 +302,18 @@ class Twin:
         # alpha is of the integer product; q and k are real numbers here
         scales = [float(np.float32(self._values[node["in"][i]]["scale"])) for i in (0, 1)]
         scores = q @ k.transpose(-1, -2) * (float(node["alpha"]) / (scales[0] * scales[1]))
+        magnitude = scores.abs()
         bias, mask = (*ins, None, None)[3:5]
         if bias is not None:
-            scores = scores + bias
+            scores, magnitude = scores + bias, magnitude + bias.abs()
         if mask is not None:
-            repeat = batches // mask.shape[0]
-            scores = scores + mask.repeat(repeat, 1, 1)[:, None]
-        e = torch.exp(scores - scores.amax(-1, keepdim=True))
-        p = torch.round(e * 255)
-        y = (p @ v) / p.sum(-1, keepdim=True)
-        y = y.transpose(1, 2).reshape(batches * tq, heads * value_dim)
+            masks = mask.repeat(batches // mask.shape[0], 1, 1)[:, None]
+            scores, magnitude = scores + masks, magnitude + masks.abs()
+        return AttentionParts(scores, magnitude, v)
+
+    def attention_rows(self, node: Mapping[str, Any], y: Tensor) -> Tensor:
+        """[batches, heads, tokens, size] as the node's rows, in its order."""
+        y = y.transpose(1, 2).reshape(-1, y.shape[1] * y.shape[3])
         if node.get("rows"):
             rows = self._tensor(node["rows"]).long()
             out = torch.empty_like(y)
@@ -294,13 +321,18 @@ class Twin:
             y = out
         return y
 
+    def _attention(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
+        scores, _, v = self.attention_parts(node, ins)
+        p = self.probabilities(torch.exp(scores - scores.amax(-1, keepdim=True)))
+        return self.attention_rows(node, (p @ v) / p.sum(-1, keepdim=True))
+
     def _matmul(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         sizes = {"a": (node["m"], node["k"]), "b": (node["k"], node["n"])}
         parts, scales = [], []
         for i, letter in enumerate("ab"):
             x, s = ins[i], node[letter]
             assert x is not None
-            strides = (s["batch"], s["row"], s["col"])
+            strides = (s["batch"], s["row"], s.get("col", 1))
             shape = (int(node["batches"]), *(int(n) for n in sizes[letter]))
             parts.append(torch.as_strided(x.reshape(-1), shape, strides, s["offset"]))
             scales.append(float(np.float32(self._values[node["in"][i]]["scale"])))
@@ -309,7 +341,7 @@ class Twin:
     def _pool2d(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         assert ins[0] is not None
         x = ins[0].permute(2, 0, 1)[None]
-        size = [node["kernel"], node["stride"], node["padding"]]
+        size = [node["kernel"], node["stride"], node.get("padding", [0, 0])]
         ceil = bool(node.get("ceil_mode", False))
         if node["mode"] == "max":
             y = F.max_pool2d(x, *size, ceil_mode=ceil)  # type: ignore[call-overload]

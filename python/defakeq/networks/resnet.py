@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +56,17 @@ class Bottleneck(nn.Module):
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+def stage(
+    block: type[Basic] | type[Bottleneck], inputs: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    """Blocks of one resolution; the first of them strides."""
+    blocks = []
+    for index in range(depth):
+        blocks.append(block(inputs, width, stride if index == 0 else 1))
+        inputs = width * block.expansion
+    return nn.Sequential(*blocks)
+
+
 class ResNet(nn.Module):
     """The input is (batch, 3, h, w), the output (batch, num_classes)."""
 
@@ -69,22 +78,19 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs = 64
-        for stage, depth in enumerate(depths):
-            width = 64 << stage
-            blocks: OrderedDict[str, nn.Module] = OrderedDict()
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks[str(index)] = block(inputs, width, stride)
-                inputs = width * block.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(blocks))
+        for index, depth in enumerate(depths):
+            width = 64 << index
+            made = stage(block, inputs, width, depth, 2 if index else 1)
+            self.add_module(f"layer{index + 1}", made)
+            inputs = width * block.expansion
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
+        for index in range(1, 5):
+            x = self.get_submodule(f"layer{index}")(x)
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
 

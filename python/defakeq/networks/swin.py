@@ -201,9 +201,14 @@ class Swin(nn.Module):
         self.norm = nn.LayerNorm(channels << (len(depths) - 1))
         self.head = Head(channels << (len(depths) - 1), num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last patches of a batch of images, (batch, size / 32, size / 32, channels)."""
+        y: Tensor = self.norm(self.layers(self.patch_embed(x)))
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        logits: Tensor = self.head(self.norm(self.layers(self.patch_embed(x))))
+        logits: Tensor = self.head(self.features(x))
         return logits
 
 

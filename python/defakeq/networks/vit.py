@@ -79,11 +79,16 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=_EPS)
         self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
+    def features(self, x: Tensor) -> Tensor:
+        """Return the class tokens of a batch of images, (batch, channels)."""
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
-        logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+        token: Tensor = self.norm(self.blocks(x))[:, 0]
+        return token
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        logits: Tensor = self.head(self.features(x))
         return logits
 
 

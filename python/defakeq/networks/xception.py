@@ -53,11 +53,11 @@ class Block(nn.Module):
 
 
 class Xception(nn.Module):
-    """The input is (batch, 3, h, w), the output (batch, num_classes)."""
+    """The input is (batch, inputs, h, w), the output (batch, num_classes)."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, inputs: int = 3):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 32, 3, 2, bias=False)
+        self.conv1 = nn.Conv2d(inputs, 32, 3, 2, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.conv2 = nn.Conv2d(32, 64, 3, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
@@ -73,14 +73,26 @@ class Xception(nn.Module):
         self.bn4 = nn.BatchNorm2d(2048)
         self.fc = nn.Linear(2048, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
+    def blocks(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Run the blocks from number `first` to `last`, 1 to 12, both included."""
+        for index in range(first, last + 1):
+            x = self.get_submodule(f"block{index}")(x)
+        return x
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Run what follows the blocks, up to the last BatchNorm."""
+        y: Tensor = self.bn4(self.conv4(torch.relu(self.bn3(self.conv3(x)))))
+        return y
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the maps before the last ReLU, (batch, 2048, h / 32, w / 32)."""
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
-        for index in range(1, 13):
-            x = self.get_submodule(f"block{index}")(x)
-        x = torch.relu(self.bn3(self.conv3(x)))
-        x = torch.relu(self.bn4(self.conv4(x)))
+        return self.tail(self.blocks(x, 1, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        x = torch.relu(self.features(x))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 

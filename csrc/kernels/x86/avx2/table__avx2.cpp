@@ -1,47 +1,23 @@
-#include "kernels/simd/elementwise.h"
-#include "kernels/simd/gemm_f32.h"
-#include "kernels/simd/nchw.h"
-#include "kernels/simd/normalize.h"
-#include "kernels/simd/pack_codes.h"
-#include "kernels/simd/pool.h"
-#include "kernels/simd/rows.h"
+#include "kernels/simd/shared_kernels.h"
 #include "kernels/x86/avx2/kernels.h"
 #include "kernels/x86/avx2/vec.h"
 
 namespace defakeq {
 
 const KernelTable* kernel_table_avx2() {
-  static constexpr KernelTable kTable = {
-      .isa = "avx2",
-      .gemm_s8 = avx2::gemm_s8,
-      .gemv_s8 = avx2::gemv_s8,
-      .gemm_f32 = simd::gemm_f32<Vec, 4, 1, NarrowVec>,
-      .dw_s8 = avx2::dw_s8,
-      .dw_s8_scratch = avx2::dw_s8_scratch,
-      .dw_f32 = simd::dw_f32<Vec>,
-      .expand_codes = avx2::expand_codes,
-      .codes_to_f32 = simd::codes_to_f32<Vec>,
-      .row_sums = avx2::row_sums,
-      .quantize = simd::quantize<Vec>,
-      .dequantize = simd::dequantize<Vec>,
-      .to_f32 = simd::to_f32<Vec>,
-      .abs_max = simd::abs_max<Vec>,
-      .shuffle = avx2::shuffle,
-      .lookup = simd::lookup<Vec>,
-      .unary = simd::unary<Vec>,
-      .binary = simd::binary<Vec>,
-      .layer_norm = simd::layer_norm<Vec>,
-      .softmax = simd::softmax<Vec>,
-      .reduce = simd::reduce<Vec>,
-      .softmax_codes = simd::softmax_codes<Vec>,
-      .pack_rows = simd::pack_rows<Vec>,
-      .pack_columns = simd::pack_columns<Vec>,
-      .pool2d = simd::pool2d<Vec>,
-      .adaptive_avg_pool2d = simd::adaptive_avg_pool2d<Vec>,
-      .interpolate = simd::interpolate<Vec>,
-      .from_nchw = simd::from_nchw<Vec>,
-      .to_nchw = simd::to_nchw<Vec>,
-  };
+  static constexpr KernelTable kTable = [] {
+    KernelTable table = simd::shared_kernels<Vec>("avx2");
+    table.gemm_s8 = avx2::gemm_s8;
+    table.gemv_s8 = avx2::gemv_s8;
+    table.gemm_f32 = simd::gemm_f32<Vec, 4, 1, NarrowVec>;
+    table.dw_s8 = avx2::dw_s8;
+    table.dw_s8_scratch = avx2::dw_s8_scratch;
+    table.expand_codes = avx2::expand_codes;
+    table.row_sums = avx2::row_sums;
+    table.shuffle = avx2::shuffle;
+    table.lookup = simd::lookup<Vec>;
+    return table;
+  }();
   return &kTable;
 }
 

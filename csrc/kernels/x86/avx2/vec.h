@@ -13,6 +13,11 @@ struct Vec {
   using I = __m256i;
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  // The first n lanes (none below 1, all above 7), the others 0.
+  static F load_part(const float* p, int n) {
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+  }
   static F set1(float v) { return _mm256_set1_ps(v); }
   static I load_i(const void* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static I set1_i(int32_t v) { return _mm256_set1_epi32(v); }
@@ -27,6 +32,17 @@ struct Vec {
   static F copysign(F a, F s) {
     const F sign = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_and_ps(sign, s), _mm256_andnot_ps(sign, a));
+  }
+  // lanes i and i + 4, i + 2, i + 1
+  static float sum(F v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float largest(F v) {
+    __m128 x = _mm_max_ps(_mm256_extractf128_ps(v, 1), _mm256_castps256_ps128(v));
+    x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+    return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(x), x));
   }
   static I rne(F v) { return _mm256_cvtps_epi32(v); }
   static F to_f(I v) { return _mm256_cvtepi32_ps(v); }

@@ -49,9 +49,12 @@ DQ_INLINE __m512i row_pair(int32_t sum) {
 // [row][block]. Four units leave as one vector of bytes.
 
 // y of a unit whose accumulator started at the correction.
-DQ_INLINE __m512 unit_value(const GemmS8Args& a, __m512i acc, __m512i sum, __m512i zero, int at) {
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpwssd_epi32(acc, sum, zero)),
-                         _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(a.bias + at));
+template <bool kRowScale>
+DQ_INLINE __m512 unit_value(const GemmS8Args& a, __m512i acc, __m512i zero, int64_t row, int at) {
+  const __m512i sum = row_pair(a.row_sum[row]);
+  __m512 f = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(acc, sum, zero));
+  if constexpr (kRowScale) f = _mm512_mul_ps(f, _mm512_set1_ps(a.row_scale[row]));
+  return _mm512_fmadd_ps(f, _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(a.bias + at));
 }
 
 // int32 results of four units -> their bytes in order; the packs clamp.
@@ -91,15 +94,20 @@ DQ_INLINE void store_units(const GemmS8Args& a, int64_t row, int col, int first,
 }
 
 // The epilogues that networks are made of; kGeneral stands for all others. kResidual: an int8
-// residual, with or without relu. kFloat: float32 output, maybe with a float32 residual.
-enum class Finish { kNone, kRelu, kResidual, kFloat, kGeneral };
+// residual, with or without relu. kFloat: float32 output, maybe with a float32 residual. kScaled: a
+// row scale and an output scale of their own.
+enum class Finish { kNone, kRelu, kResidual, kFloat, kScaled, kGeneral };
 
 Finish finish_of(const GemmS8Args& a) {
   const Post& post = a.post;
   const bool relu = post.activation == Activation::kRelu;
-  if (a.row_scale != nullptr || a.row_bias != nullptr ||
-      (post.activation != Activation::kNone && !relu) || a.taps * a.steps * 4 > kLongestPaired) {
+  if (a.row_bias != nullptr || (post.activation != Activation::kNone && !relu) ||
+      a.taps * a.steps * 4 > kLongestPaired) {
     return Finish::kGeneral;
+  }
+  if (a.row_scale != nullptr) {
+    return relu || post.residual != nullptr || post.out_dtype != DType::kInt8 ? Finish::kGeneral
+                                                                              : Finish::kScaled;
   }
   if (post.out_dtype == DType::kFloat32) {
     return relu || (post.residual != nullptr && post.residual_dtype != DType::kFloat32)
@@ -143,7 +151,7 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, const ZeroPairs& zero, int64_t r
       const int r = (first + i) / NB, b = (first + i) % NB;
       const int at = col + b * kBlock;
       const int64_t from = (row + r) * post.residual_stride + at;
-      __m512 y = unit_value(a, acc[r][b], row_pair(a.row_sum[row + r]), zero.block[b], at);
+      __m512 y = unit_value<kFinish == Finish::kScaled>(a, acc[r][b], zero.block[b], row + r, at);
       if constexpr (kFinish == Finish::kFloat) {
         const __mmask16 mask = lanes_left(a, at);
         if (post.residual != nullptr) {
@@ -161,7 +169,12 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, const ZeroPairs& zero, int64_t r
             _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes), residual_zero)),
             residual_scale, y);
       }
-      if constexpr (kFinish != Finish::kNone) y = _mm512_max_ps(y, floor);
+      if constexpr (kFinish == Finish::kScaled) {
+        y = _mm512_max_ps(_mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale)),
+                          _mm512_set1_ps(post.low));
+      } else if constexpr (kFinish != Finish::kNone) {
+        y = _mm512_max_ps(y, floor);
+      }
       q[i] = Vec::rne(_mm512_min_ps(high, y));
     }
     if constexpr (kFinish == Finish::kFloat) continue;
@@ -275,6 +288,8 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, Finish how, int6
       return finish_tile<R, NB, Finish::kResidual>(a, zero, row, col, acc);
     case Finish::kFloat:
       return finish_tile<R, NB, Finish::kFloat>(a, zero, row, col, acc);
+    case Finish::kScaled:
+      return finish_tile<R, NB, Finish::kScaled>(a, zero, row, col, acc);
     case Finish::kGeneral:
       break;
   }

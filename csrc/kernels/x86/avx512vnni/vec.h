@@ -35,6 +35,10 @@ struct Vec {
   using I = __m512i;
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  // The first n < 16 lanes, the others 0.
+  static F load_part(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), p);
+  }
   static F set1(float v) { return _mm512_set1_ps(v); }
   static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I set1_i(int32_t v) { return _mm512_set1_epi32(v); }
@@ -50,6 +54,19 @@ struct Vec {
     const __m512i sign = _mm512_set1_epi32(INT32_MIN);
     return _mm512_castsi512_ps(
         _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(s), _mm512_castps_si512(a), 0xca));
+  }
+  // lanes i and i + 8, i + 4, i + 2, i + 1
+  static float sum(F v) {
+    const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float largest(F v) {
+    const __m256 y = _mm256_max_ps(_mm512_extractf32x8_ps(v, 1), _mm512_castps512_ps256(v));
+    __m128 x = _mm_max_ps(_mm256_extractf128_ps(y, 1), _mm256_castps256_ps128(y));
+    x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+    return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(x), x));
   }
   static I rne(F v) {
     return _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -95,7 +95,7 @@ def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _state_digest(name: str, module: nn.Module) -> tuple[str, int]:
+def state_digest(name: str, module: nn.Module) -> tuple[str, int]:
     """Return a digest of a module's state, and the state's bytes."""
     total, size = hashlib.sha256(name.encode()), 0
     for key, value in sorted(module.state_dict().items()):
@@ -107,7 +107,8 @@ def _state_digest(name: str, module: nn.Module) -> tuple[str, int]:
     return total.hexdigest(), size
 
 
-def _build(what: str) -> nn.Module:
+def build_module(what: str) -> nn.Module:
+    """Return what ``package.module:function`` makes. Raises ``ValueError`` that names it."""
     module_name, _, function = what.partition(":")
     if "" not in sys.path:  # a user's module lies where the command is given
         sys.path.insert(0, "")
@@ -126,7 +127,7 @@ def _is_builder(what: str) -> bool:
     return bool(colon) and all(name.isidentifier() for name in names)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Return a checkpoint's state dict. Raises ``ValueError`` that names the file."""
     try:
         if path.suffix == ".safetensors":
@@ -154,14 +155,14 @@ def open_model(what: str = EMBEDDED, builder: str | None = None) -> Scorer:
     from defakeq.conversion import load
 
     if _is_builder(what):
-        module = _build(what)
-        digest, size = _state_digest(what, module)
+        module = build_module(what)
+        digest, size = state_digest(what, module)
         return Scorer(what, module, size, digest)
     path = PACKED if what == EMBEDDED else Path(what)
     if not path.is_file():
         raise ValueError(f"model: found {what}, which is no file; accepted: {_ACCEPTED}")
     try:
-        module = load(path, None if builder is None else _build(builder))
+        module = load(path, None if builder is None else build_module(builder))
     except ValueError as error:
         raise ValueError(f"model: found {what}, accepted: {_ACCEPTED}; {error}") from error
     name = EMBEDDED if what == EMBEDDED else path.name
@@ -180,8 +181,8 @@ def open_float(what: str | None, model: str, builder: str | None = None) -> Scor
         size = CHECKPOINT.stat().st_size
         return Scorer("embedded, float32", load_float(), size, _file_digest(CHECKPOINT))
     if _is_builder(what):
-        module = _build(what)
-        digest, size = _state_digest(what, module)
+        module = build_module(what)
+        digest, size = state_digest(what, module)
         return Scorer(what, module, size, digest)
     path = Path(what)
     if not path.is_file():
@@ -191,9 +192,9 @@ def open_float(what: str | None, model: str, builder: str | None = None) -> Scor
         )
     if builder is None:
         raise ValueError(f"float-model: found {what}, accepted with a builder: its module")
-    module = _build(builder)
+    module = build_module(builder)
     try:
-        module.load_state_dict(_weights(path))
+        module.load_state_dict(read_weights(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"float-model: {path}: {reason}") from error

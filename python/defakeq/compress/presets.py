@@ -1,0 +1,63 @@
+"""The presets of `compress`: what each stage does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from defakeq.compress.reconstruct import Settings as Reconstruction
+from defakeq.compress.veft import Alignment
+
+PRESETS = ("default", "paper")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What each stage does.
+
+    Attributes:
+        widths: of the weights that may be chosen.
+        objective: "measured" (sensitivity times rounding error) or "score" (S_l 2^-b).
+        prune: whether redundant channels may go.
+        act_average: bits of the layers' inputs on average at most, which are then 4 to 8; None: 8.
+            Narrower inputs make no smaller file and no faster program.
+        reconstruction: of the blocks.
+        restored: part of the output channels that stays in half precision in the mixed model.
+        choice: how these are chosen: "recovery" or "random".
+        alignment: the fine-tuning.
+    """
+
+    widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    objective: str = "measured"
+    prune: bool = True
+    act_average: float | None = None
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    restored: float = 0.02
+    choice: str = "recovery"
+    alignment: Alignment = field(default_factory=Alignment)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self)
+
+
+def preset(name: str) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "default":
+        return Preset()
+    if name == "paper":
+        return Preset(
+            widths=(3, 4, 8),
+            objective="score",
+            prune=False,
+            reconstruction=Reconstruction(
+                method="adaround", feedback=False, steps=200, rate=0.03, scale_rate=0.0
+            ),
+            choice="random",
+            alignment=Alignment(codes=0.0),
+        )
+    raise ValueError(f"preset: found {name!r}; accepted is {' or '.join(map(repr, PRESETS))}")
