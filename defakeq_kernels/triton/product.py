@@ -303,7 +303,7 @@ def _start(y, bias, chain, stored):
 @triton.jit
 def product_kernel(
     x, outside, w, tiles, out_index, scale, zero, correction, bias, row_scales, half_x, half_w,
-    residual, out, partial,
+    residual, table, out, partial,
     m, h, wd, oh, ow, x_pitch, channels, units, count, rows_a_scale, half_columns, out_pitch,
     act_zero, residual_scale, residual_zero, inverse, zero_point, low, high,
     BITS: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
@@ -397,5 +397,5 @@ def product_kernel(
         else:
             channel = tl.load(out_index + stored)
         at = rows[None, :] * out_pitch + channel[:, None]
-        finish(y, at, mask, out, residual, residual_scale, residual_zero, inverse, zero_point, low,
-               high, ACTIVATION, PTX)  # fmt: skip
+        finish(y, at, mask, out, residual, table, residual_scale, residual_zero, inverse,
+               zero_point, low, high, ACTIVATION, PTX)  # fmt: skip
