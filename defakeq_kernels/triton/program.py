@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from defakeq_kernels import dfq
+from defakeq_kernels import dfq, runtime
 from defakeq_kernels.quantize import ActQuant
 from defakeq_kernels.triton import launch, layout
 from defakeq_kernels.triton.run import Extra, Rows, run
@@ -49,6 +50,53 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.maximum,
     "min": torch.minimum,
 }
+
+
+_KNOWN: dict[int, tuple[StorageWeakRef, dict[tuple[int, torch.device], GpuProgram]]] = {}
+
+
+def run_program(
+    program: Tensor, inputs: Sequence[Tensor], out_shapes: Sequence[int], threads: int = 0
+) -> list[Tensor]:
+    """`torch.ops.defakeq.run_program` on the GPU that holds the inputs.
+
+    The file's content is checked and packed when it is first run on a device and kept as long as
+    `program` lives; it may be in main memory. `threads` is of no effect.
+
+    Raises:
+        ValueError: no float32 inputs on one device, or a wrong shape, by name.
+        RuntimeError: `program` is no valid file.
+    """
+    if not inputs or any(x.device != inputs[0].device for x in inputs):
+        raise ValueError("inputs: found none or several devices; accepted is tensors of one device")
+    for i, x in enumerate(inputs):
+        if x.dtype != torch.float32 or x.dim() < 1:
+            raise ValueError(
+                f"inputs[{i}]: found {x.dtype} {list(x.shape)}; accepted is float32 [N, ...]"
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"inputs[{i}]: found a tensor that requires grad; accepted is one that does not: "
+                "call under torch.no_grad(), or detach() it"
+            )
+    results = _loaded(program, inputs[0].device)(inputs)
+    found = [n for y in results for n in (y.dim() - 1, *y.shape[1:])]
+    if found != list(out_shapes):
+        raise ValueError(f"out_shapes: found {list(out_shapes)}; accepted is {found}")
+    return [y.contiguous() for y in results]
+
+
+def _loaded(data: Tensor, device: torch.device) -> GpuProgram:
+    storage = data.untyped_storage()
+    for key in [key for key, known in _KNOWN.items() if known[0].expired()]:
+        del _KNOWN[key]
+    _, held = _KNOWN.setdefault(storage._cdata, (StorageWeakRef(storage), {}))
+    at = (data._version, device)
+    if at not in held:
+        content = bytes(data.cpu().numpy())
+        runtime.loads(content)  # every check of a file
+        held[at] = GpuProgram(*dfq.loads(content), device)
+    return held[at]
 
 
 class GpuProgram:

@@ -73,3 +73,28 @@ def test_wrong_inputs_are_named() -> None:
         GpuProgram(b.tensors, b.network, torch.device("cpu"))
     with pytest.raises(ValueError, match="program: found none"):
         GpuProgram({}, {"layers": {}}, torch.device("cpu"))
+
+
+def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
+    from defakeq_kernels import dfq
+    from defakeq_kernels.triton import program as module
+
+    b = Builder(3)
+    CASES[2](b, None, None)
+    data = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
+    x = torch.randn(2, 21, 6, 5)
+    (y,) = module.run_program(data, [x], [3, 21, 6, 5])
+    assert torch.equal(y, x)
+    assert y.is_contiguous()
+    assert module._loaded(data, x.device) is module._loaded(data, x.device)
+    with pytest.raises(ValueError, match="out_shapes: found"):
+        module.run_program(data, [x], [1, 5])
+    with pytest.raises(ValueError, match="inputs: found none"):
+        module.run_program(data, [], [])
+    key = data.untyped_storage()._cdata
+    with pytest.raises(RuntimeError):
+        module.run_program(data[:100].clone(), [x], [3, 21, 6, 5])
+    del data
+    other = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
+    module._loaded(other, x.device)
+    assert key not in module._KNOWN
