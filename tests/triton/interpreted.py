@@ -1,7 +1,7 @@
-"""Every kernel family against the reference, under Triton's interpreter.
+"""Every kernel family against the reference, under Triton's interpreter or on a GPU.
 
 Run by tests/test_triton_interpreter.py in a process of its own, since TRITON_INTERPRET=1 replaces
-the compiler in the whole process.
+the compiler in the whole process, and by tests/test_triton_gpu.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from defakeq_kernels import reference
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
 from defakeq_kernels.triton import config, launch, layout, run
 from defakeq_kernels.triton.bounds import error_bound
+from defakeq_kernels.triton.start import INTERPRETED
 
 STATIC = ActQuant.static(-2, 3)
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +30,13 @@ def _seed() -> None:
 
 def on_gpu(layer: Any, x: Any, **extra: Any) -> Any:
     packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    packed, x = packed.to(DEVICE), x.to(DEVICE)
+    extra = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
     out_int8 = layer.out is not None
     if layer.kind == "linear":
-        return launch.linear(x, packed, layer.out_features, out_int8, **extra)
+        return launch.linear(x, packed, layer.out_features, out_int8, **extra).cpu()
     geometry = (made.kernel, made.stride, made.padding, made.dilation)
-    return launch.conv2d(x, packed, layer.out_channels, *geometry, out_int8, **extra)
+    return launch.conv2d(x, packed, layer.out_channels, *geometry, out_int8, **extra).cpu()
 
 
 def plain(value: Any, kind: str) -> Any:
@@ -217,10 +221,10 @@ def test_extreme_values_are_exact() -> None:
 
 def test_quantize_and_dequantize() -> None:
     x = torch.cat([torch.randn(5000) * 9, torch.tensor([float("nan"), float("inf"), -1e30, 0.25])])
-    q = launch.quantize(x, 0.1, 3, 7)
-    assert torch.equal(q, torch.ops.defakeq.quantize(x, 0.1, 3, 7))
+    q = launch.quantize(x.to(DEVICE), 0.1, 3, 7)
+    assert torch.equal(q.cpu(), torch.ops.defakeq.quantize(x, 0.1, 3, 7))
     y = launch.dequantize(q, 0.1, 3)
-    assert torch.equal(y, torch.ops.defakeq.dequantize(q, 0.1, 3))
+    assert torch.equal(y.cpu(), torch.ops.defakeq.dequantize(q.cpu(), 0.1, 3))
 
 
 def test_views_and_empty_batches() -> None:
