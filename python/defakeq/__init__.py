@@ -1,4 +1,4 @@
-"""Compressed deepfake detectors: plan, convert, save, load, detect.
+"""Compressed deepfake detectors: compress, plan, convert, save, load, detect.
 
 Importing the package is cheap; torch is imported with the first name that needs it.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from defakeq import compress
 
 if TYPE_CHECKING:
     from defakeq.conversion import convert, load, save
@@ -19,7 +21,7 @@ _EXPORTS = {
     "save": "defakeq.conversion",
 }
 
-__all__ = ["QuantPlan", "convert", "load", "save"]
+__all__ = ["QuantPlan", "compress", "convert", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from defakeq.compress.allocate import ActOption, Option
 from defakeq.compress.graph import Layer
 from defakeq.compress.grid import fit
+from defakeq.compress.redundancy import Masks
 from defakeq.compress.sizes import Shape, payload
 from defakeq.compress.statistics import LayerStatistics
 
@@ -18,22 +20,35 @@ ACT_WIDTHS = (4, 5, 6, 7, 8)
 SHORT = 64  # reductions for which zero points are a large part of the file
 
 
-def measured(
-    layer: Layer, statistics: LayerStatistics, widths: Sequence[int] = WIDTHS
-) -> dict[tuple[int, bool], float]:
-    """The expected square of the margin's change for each (width, symmetric).
+def rounding(
+    layer: Layer,
+    statistics: LayerStatistics,
+    widths: Sequence[int] = WIDTHS,
+    weight: Tensor | None = None,
+) -> dict[tuple[int, bool], Tensor]:
+    """The expected square of the margin's change for each (width, symmetric), by channels [O, I].
 
     The second-order model with a diagonal Fisher matrix: the sum over weights of the mean square
     of the margin's derivative times the square of the weight's rounding error.
     """
-    rows = layer.weight.flatten(1)
-    importance = statistics.sensitivity.flatten(1)
+    weight = layer.weight if weight is None else weight
+    rows = weight.flatten(1)
+    importance = statistics.sensitivity.to(rows.device).flatten(1)
     found = {}
     for bits in widths:
         for symmetric in (False, True) if rows.shape[1] <= SHORT else (False,):
             error = fit(rows, bits, symmetric=symmetric).nearest(rows) - rows
-            found[bits, symmetric] = float((importance * error.square()).sum(dtype=torch.float64))
-    return _monotone(found)
+            cost = (importance * error.square()).reshape(*weight.shape[:2], -1).sum(2)
+            found[bits, symmetric] = cost
+    return found
+
+
+def measured(
+    layer: Layer, statistics: LayerStatistics, widths: Sequence[int] = WIDTHS
+) -> dict[tuple[int, bool], float]:
+    """`rounding` of the whole layer; a wider grid is never held for worse than a narrower one."""
+    costs = rounding(layer, statistics, widths)
+    return _monotone({key: float(cost.sum(dtype=torch.float64)) for key, cost in costs.items()})
 
 
 def scored(
@@ -84,6 +99,34 @@ def _monotone(costs: dict[tuple[int, bool], float]) -> dict[tuple[int, bool], fl
     return costs
 
 
-def importance_of(statistics: LayerStatistics) -> Tensor:
-    """The weights' sensitivity as rows [O, K]."""
-    return statistics.sensitivity.flatten(1)
+def pruned_options(
+    layer: Layer,
+    costs: Mapping[tuple[int, bool], Tensor],
+    kept: Mapping[tuple[tuple[int, int], ...], Masks],
+    latency: Callable[[int], float] | None = None,
+) -> list[Option]:
+    """A layer's options with every combination of the levels of the groups that it touches.
+
+    Args:
+        layer: the layer.
+        costs: of `rounding`.
+        kept: the masks for each combination of (group, level).
+        latency: microseconds of the whole layer by width; pruning takes its part of it.
+    """
+    found = []
+    outs, ins = layer.weight.shape[:2]
+    for levels, masks in kept.items():
+        rows = torch.ones(outs) if masks.outs is None else masks.outs.cpu().float()
+        columns = torch.ones(ins) if masks.ins is None else masks.ins.cpu().float()
+        count = (int(rows.sum()), int(columns.sum()))
+        shape = replace(Shape.of(layer, *count), all_inputs=True)
+        part = count[0] * count[1] / (outs * ins)
+        totals = {
+            key: float(rows.double() @ cost.cpu().double() @ columns.double())
+            for key, cost in costs.items()
+        }
+        for (bits, symmetric), total in _monotone(totals).items():
+            time = 0.0 if latency is None else part * latency(bits)
+            size = payload(shape, bits, symmetric)
+            found.append(Option(bits, symmetric, size, total, time, dict(levels)))
+    return found

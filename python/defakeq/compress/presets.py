@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from defakeq.compress.reconstruct import Settings as Reconstruction
+from defakeq.compress.learning import Settings as Reconstruction
+from defakeq.compress.veft import Alignment
 
 PRESETS = ("default", "paper")
 
@@ -16,25 +17,27 @@ class Preset:
 
     Attributes:
         widths: of the weights that may be chosen.
-        objective: "measured" (sensitivity times rounding error) or "score" (S_l 2^-b).
+        objective: "measured" (sensitivity times rounding error), "score" (S_l 2^-b), or "uniform"
+            (the widest width that fits, the same everywhere).
+        ends: width of the first and the last layer, where the objective is "uniform"; None: alike.
         prune: whether redundant channels may go.
+        act_average: bits of the layers' inputs on average at most, which are then 4 to 8; None: 8.
+            Narrower inputs make no smaller file and no faster program.
         reconstruction: of the blocks.
         restored: part of the output channels that stays in half precision in the mixed model.
         choice: how these are chosen: "recovery" or "random".
-        align_steps: optimizer steps of the fine-tuning.
-        align_rate: of the scales' logarithms, in the fine-tuning.
-        codes: whether the fine-tuning also moves codes.
+        alignment: the fine-tuning.
     """
 
     widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     objective: str = "measured"
+    ends: int | None = None
     prune: bool = True
+    act_average: float | None = None
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     restored: float = 0.02
     choice: str = "recovery"
-    align_steps: int = 48
-    align_rate: float = 2e-3
-    codes: bool = True
+    alignment: Alignment = field(default_factory=Alignment)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -55,9 +58,9 @@ def preset(name: str) -> Preset:
             objective="score",
             prune=False,
             reconstruction=Reconstruction(
-                method="adaround", feedback=False, steps=200, rate=0.03, scale_rate=0.0
+                method="adaround", feedback=False, steps=400, rate=0.1, scale_rate=0.0
             ),
             choice="random",
-            codes=False,
+            alignment=Alignment(codes=0.0),
         )
     raise ValueError(f"preset: found {name!r}; accepted is {' or '.join(map(repr, PRESETS))}")

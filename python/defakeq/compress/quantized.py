@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from defakeq.calibrate import RangeObserver
-from defakeq.compress.graph import Graph, Layer, LayerCall
+from defakeq.compress.graph import Layer, LayerCall
 from defakeq.compress.grid import Grid
 from defakeq.plan import LayerPlan
 from defakeq_kernels.quantize import ActQuant
@@ -51,6 +51,10 @@ class State:
         if mixed and self.half is not None:
             rows = torch.where(self.half[:, None], self.weight.half().float(), rows)
         return masked(rows.reshape(layer.weight.shape), self)
+
+    def float_rows(self, layer: Layer) -> Tensor:
+        """The float weights as rows [O, K], pruned channels zero."""
+        return masked(self.weight.reshape(layer.weight.shape), self).flatten(1)
 
     def plan(self, mixed: bool) -> LayerPlan:
         """The layer's part of the plan."""
@@ -119,19 +123,30 @@ def calling(states: Mapping[str, State], mixed: bool = False) -> LayerCall:
     return call
 
 
+def float_call(layer: Layer, x: Tensor, state: State | None) -> Tensor:
+    """The layer's output with the float weights that its codes stand for."""
+    if state is None:
+        return layer.apply(x, layer.weight, layer.bias)
+    bias = layer.bias
+    if bias is not None and state.keep_out is not None:
+        bias = bias * state.keep_out
+    return layer.apply(x, masked(state.weight.reshape(layer.weight.shape), state), bias)
+
+
 def observed(
-    graph: Graph, run: Callable[[LayerCall], None], names: set[str], method: str, bits: int = 8
-) -> dict[str, ActQuant]:
-    """The input quantization of layers, from the values that `run` gives to a layer call."""
-    observers = {name: RangeObserver() for name in names}
+    states: Mapping[str, State], run: Callable[[LayerCall], None]
+) -> dict[str, RangeObserver]:
+    """The inputs of the layers, as `run` gives them to a layer call."""
+    observers = {name: RangeObserver() for name in states}
 
     def call(layer: Layer, x: Tensor) -> Tensor:
-        if layer.name in observers:
+        state = states.get(layer.name)
+        if state is not None:
             observers[layer.name].update(_sampled(x))
-        return layer.apply(x, layer.weight, layer.bias)
+        return float_call(layer, x, state)
 
     run(call)
-    return {name: o.quantization(bits, method) for name, o in observers.items() if not o.empty}
+    return {name: observer for name, observer in observers.items() if not observer.empty}
 
 
 def _sampled(x: Tensor) -> Tensor:

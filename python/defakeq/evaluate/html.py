@@ -173,14 +173,22 @@ def page(
         _section(name, row, plots.get(name, []), misses.get(name, []))
         for name, row in document["datasets"].items()
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>DefakeQ: evaluation</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Evaluation of {escape(networks['compressed']['name'])}</h1>"
+    return whole(
+        "evaluation",
+        f"Evaluation of {networks['compressed']['name']}",
         f"{table(head, rows)}{ratio}"
         f'<p class="note">Settings: {escape(settings)}. A video\'s score is the mean of its '
         "frames'. Intervals: 95 %, from a bootstrap over videos. Scores are probabilities of a "
         "forgery; they are no proof about a picture.</p>"
-        f"{''.join(sections)}</body></html>\n"
+        f"{''.join(sections)}",
+    )
+
+
+def whole(title: str, heading: str, body: str) -> str:
+    """Return a page that needs nothing else; the body is HTML."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>DefakeQ: {escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(heading)}</h1>{body}</body></html>\n"
     )

@@ -1,0 +1,303 @@
+"""Stage 5, VEFT: alignment with random restored channels, then the channels worth restoring.
+
+`align` tunes scales, biases and codes of the whole model with the contrastive loss of the paper;
+`choose` picks the output channels whose half-precision weights recover most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defakeq.compress.graph import Graph, Layer, LayerCall, margin
+from defakeq.compress.learning import Learned, Settings
+from defakeq.compress.quantized import State, calling, fake_act
+from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost
+from defakeq.compress.statistics import LayerStatistics
+
+TEMPERATURE = 0.1
+GAMMA = 0.5  # weight of the contrastive loss
+HELD_OUT = 4  # one batch in so many is not learned from
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the model is fine-tuned.
+
+    Attributes:
+        steps: of the optimizer.
+        rate: of the scales' logarithms, and relative to a weight's spread of the biases.
+        codes: rate of the codes, in codes a step; 0: they stay.
+        restored: part of the output channels that is restored in each step's mixed model.
+        fixed: the same channels in every step, for comparison; the paper's choice is fresh ones.
+    """
+
+    steps: int = 48
+    rate: float = 2e-3
+    codes: float = 0.004
+    restored: float = 0.1
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a model is from the float one, on images that were not learned from.
+
+    Attributes:
+        margin: mean square of the margins' differences, relative to their variance.
+        features: of the features', relative to their energy.
+    """
+
+    margin: float
+    features: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.margin + self.features
+
+
+@dataclass
+class _Targets:
+    """Features and margins of the float model, by batch; pruned features are zero."""
+
+    features: list[Tensor]
+    margins: list[Tensor]
+    spread: float
+    energy: float
+
+    @staticmethod
+    def of(graph: Graph, batches: list[Tensor], states: Mapping[str, State]) -> _Targets:
+        features, margins = [], []
+        with torch.no_grad():
+            alive = torch.ones((), device=batches[0].device)
+            if any(state.keep_out is not None for state in states.values()):
+                own, _ = graph.forward(batches[0], calling(states))
+                alive = (own.abs().amax(0) > 0).to(own.dtype)
+            for x in batches:
+                f, y = graph.forward(x)
+                features.append(f * alive)
+                margins.append(margin(y))
+        spread = float(torch.cat(margins).var()) if sum(map(len, margins)) > 1 else 1.0
+        energy = float(torch.cat(features).square().mean())
+        return _Targets(features, margins, max(spread, 1e-12), max(energy, 1e-30))
+
+
+def contrastive(anchor: Tensor, positive: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
+    """The paper's L_ver: cosine similarities of [B, C] with their own and [K, C] other features.
+
+    Args:
+        anchor: the float model's features.
+        positive: the mix of the two quantized models'.
+        negatives: float features of calibration images.
+        own: boolean [B, K], the negatives that are the anchor's own image, which do not count.
+    """
+    a, b = F.normalize(anchor, dim=1), F.normalize(positive, dim=1)
+    near = (a * b).sum(1, keepdim=True) / TEMPERATURE
+    far = a @ F.normalize(negatives, dim=1).T / TEMPERATURE
+    logits = torch.cat([near, far.masked_fill(own, -torch.inf)], 1)
+    return -near.squeeze(1).mean() + logits.logsumexp(1).mean()
+
+
+def align(
+    graph: Graph,
+    images: Tensor,
+    states: Mapping[str, State],
+    settings: Alignment,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, State], Drift, Drift]:
+    """Tunes all layers together, progressing from the integer to the mixed model.
+
+    Args:
+        graph: the float model.
+        images: calibration images.
+        states: of the layers, after reconstruction.
+        settings: how.
+        seed: of the batches and the restored channels.
+        progress: called with 1 for each step.
+
+    Returns:
+        The states, as they were when tuning did not help; the drift before and after.
+    """
+    batches = list(graph.batches(images))
+    targets = _Targets.of(graph, batches, states)
+    held = [i for i in range(len(batches)) if i % HELD_OUT == HELD_OUT - 1] or [0]
+    used = [i for i in range(len(batches)) if i not in held] or [0]
+    before = drift(graph, batches, targets, calling(states), held)
+    if not settings.steps:
+        return dict(states), before, before
+    learned = {name: Learned.of(graph.layers[name], state) for name, state in states.items()}
+    tuning = Settings(rate=settings.codes, scale_rate=settings.rate)
+    groups = [group for one in learned.values() for group in one.parameters(tuning)]
+    optimizer = torch.optim.Adam(groups)  # type: ignore[arg-type]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    generator = torch.Generator().manual_seed(seed)
+    every = torch.cat(targets.features)
+    order: list[int] = []
+    restored: dict[str, Tensor] = {}
+    for step in range(settings.steps):
+        if not order:
+            order = [used[j] for j in torch.randperm(len(used), generator=generator).tolist()]
+        i = order.pop()
+        if not restored or not settings.fixed:
+            restored = _random_channels(learned, settings.restored, generator)
+        w = step / settings.steps
+        with torch.enable_grad():
+            weights = {name: one.weight() for name, one in learned.items()}
+            q, z = graph.forward(batches[i], _calling(learned, weights, {}))
+            v, _ = graph.forward(batches[i], _calling(learned, weights, restored))
+            a = targets.features[i]
+            own = torch.zeros(len(a), len(every), dtype=torch.bool, device=a.device)
+            rows = torch.arange(len(a), device=a.device)
+            own[rows, i * graph.batch + rows] = True
+            loss = GAMMA * contrastive(a, w * v + (1 - w) * q, every, own)
+            loss = loss + (q - a).square().mean() / targets.energy
+            loss = loss + (margin(z) - targets.margins[i]).square().mean() / targets.spread
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(1)
+    tuned = {name: one.finished() for name, one in learned.items()}
+    after = drift(graph, batches, targets, calling(tuned), held)
+    if after.total < before.total:
+        return tuned, before, after
+    return dict(states), before, before
+
+
+def drift(
+    graph: Graph,
+    batches: list[Tensor],
+    targets: _Targets,
+    call: LayerCall,
+    chosen: list[int] | None = None,
+) -> Drift:
+    """How far the called model is from the float one."""
+    margins = features = 0.0
+    indices = range(len(batches)) if chosen is None else chosen
+    with torch.no_grad():
+        for i in indices:
+            f, y = graph.forward(batches[i], call)
+            features += float((f - targets.features[i]).square().mean()) / targets.energy
+            off = margin(y) - targets.margins[i]
+            margins += float(off.square().mean()) / targets.spread
+    return Drift(margins / len(indices), features / len(indices))
+
+
+def measured_drift(graph: Graph, images: Tensor, states: Mapping[str, State], mixed: bool) -> Drift:
+    """The drift of a quantized model on all images."""
+    batches = list(graph.batches(images))
+    return drift(graph, batches, _Targets.of(graph, batches, states), calling(states, mixed))
+
+
+def _random_channels(
+    learned: Mapping[str, Learned], share: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """A random subset of each layer's output channels, boolean [O]."""
+    found = {}
+    for name, one in learned.items():
+        outs = one.layer.weight.shape[0]
+        mask = torch.rand(outs, generator=generator) < share
+        found[name] = mask.to(one.layer.weight.device)
+    return found
+
+
+def _calling(
+    learned: Mapping[str, Learned], weights: Mapping[str, Tensor], restored: Mapping[str, Tensor]
+) -> LayerCall:
+    def call(layer: Layer, x: Tensor) -> Tensor:
+        one = learned.get(layer.name)
+        if one is None:
+            return layer.apply(x, layer.weight, layer.bias)
+        weight = weights[layer.name]
+        if layer.name in restored:
+            view = [-1] + [1] * (weight.dim() - 1)
+            own = one.state.float_rows(layer).reshape(weight.shape)
+            weight = torch.where(restored[layer.name].reshape(view), own, weight)
+        return layer.apply(fake_act(x, one.state.act), weight, one.bias)
+
+    return call
+
+
+def choose(
+    graph: Graph,
+    states: Mapping[str, State],
+    statistics: Mapping[str, LayerStatistics],
+    share: float,
+    room: int,
+    how: str = "recovery",
+    seed: int = 0,
+) -> dict[str, State]:
+    """States with the half-precision outputs of the mixed model.
+
+    Args:
+        graph: the float model.
+        states: of the layers.
+        statistics: whose sensitivity says what an output's rounding error costs.
+        share: of all kept output channels that may be restored at most.
+        room: bytes that they may take in the file.
+        how: "recovery" (the most recovered a byte first) or "random" (the same part of each
+            layer, as in the paper).
+        seed: of the random choice.
+    """
+    offers: list[tuple[float, str, int, int]] = []
+    total = 0
+    generator = torch.Generator().manual_seed(seed)
+    for name, state in states.items():
+        layer = graph.layers[name]
+        kept = torch.ones(layer.weight.shape[0], dtype=torch.bool)
+        if state.keep_out is not None:
+            kept = state.keep_out.cpu()
+        total += int(kept.sum())
+        ins = None if state.keep_in is None else int(state.keep_in.sum())
+        cost = half_cost(Shape.of(layer, ins=ins), state.grid.bits, state.symmetric)
+        error = state.dense(layer).flatten(1) - state.float_rows(layer)
+        gains = (statistics[name].sensitivity.flatten(1).to(error.device) * error.square()).sum(1)
+        if how == "random":
+            gains = torch.rand(len(kept), generator=generator)
+        for channel in kept.nonzero().flatten().tolist():
+            offers.append((float(gains[channel]), name, channel, cost))
+    count = round(share * total)
+    chosen = max(
+        (_taken(offers, count, room, by_byte) for by_byte in (True, False)),
+        key=lambda found: found[0],
+    )[1]
+    found = {}
+    for name, state in states.items():
+        if name not in chosen:
+            found[name] = replace(state, half=None)
+            continue
+        mask = torch.zeros(state.codes.shape[0], dtype=torch.bool, device=state.codes.device)
+        mask[chosen[name]] = True
+        found[name] = replace(state, half=mask)
+    return found
+
+
+def _taken(
+    offers: list[tuple[float, str, int, int]], count: int, room: int, by_byte: bool
+) -> tuple[float, dict[str, list[int]]]:
+    """What is gained, and the channels by layer: the greatest gains, or gains a byte, first."""
+
+    def worth(offer: tuple[float, str, int, int]) -> tuple[float, str, int]:
+        gain, name, channel, cost = offer
+        return (-gain / max(cost, 1) if by_byte else -gain, name, channel)
+
+    chosen: dict[str, list[int]] = {}
+    total, left = 0.0, room
+    for gain, name, channel, cost in sorted(offers, key=worth):
+        if count == 0:
+            break
+        price = cost + (0 if name in chosen else SEGMENT_JSON)
+        if price > left or gain <= 0:
+            continue
+        chosen.setdefault(name, []).append(channel)
+        total += gain
+        left -= price
+        count -= 1
+    return total, chosen
