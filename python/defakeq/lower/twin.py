@@ -95,8 +95,8 @@ class Twin:
             return None
         value = self._values[number]
         if number not in held and "tensor" in value:
-            array = self.tensors[value["tensor"]]
-            held[number] = torch.from_numpy(np.asarray(array)).double().reshape(value["shape"])
+            array = dfq.constant(self.tensors, value)
+            held[number] = torch.from_numpy(np.asarray(array)).double()
         if "base" in value:
             count = int(np.prod(value["shape"]))
             flat = held[value["base"]].reshape(-1)
