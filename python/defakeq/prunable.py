@@ -375,7 +375,8 @@ class _Analysis:
             for row, part in zip(rows, numbered, strict=True)
         ):
             return parts
-        for i, source in enumerate(node.args[0]):  # type: ignore[arg-type, union-attr]
+        sources: Any = node.args[0]
+        for i, source in enumerate(sources):
             if source in self.origins and not bool(parts[i].any()):
                 parts[i] = rows[0].expand(parts[i].shape)
                 self.added(source, parts[i])

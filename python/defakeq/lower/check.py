@@ -110,7 +110,9 @@ def _keep(
     value = bounds.program["values"][number]
     y = torch.from_numpy(np.asarray(result[0])).double().reshape(value["shape"])
     bounds.put(held, number, y)
-    y = bounds.get(held, number)  # type: ignore[assignment]
+    stored = bounds.get(held, number)
+    assert stored is not None
+    y = stored
     low, high = interval
     middle = (low + high) / 2
     outside = (y < low) | (y > high) | ~torch.isfinite(y)

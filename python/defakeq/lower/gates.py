@@ -66,16 +66,17 @@ class Gates(Products):
         bias_node = args_of(node)[2] if len(args_of(node)) > 2 else None
         bias = constants[bias_node] if isinstance(bias_node, Node) else None
         weight, offset = folded(constants[args_of(node)[1]], bias, group.affine)
-        weight = weight.reshape(weight.shape[:2])
+        weight = weight.reshape(len(weight), -1)
         name = self.layer_name(node)
-        outs = weight.shape[0]  # type: ignore[misc]
+        outs = gate_outs(group, self.captured)
+        ins = weight.size // outs
         spec = LayerSpec(
             self.draft.unique(name) if name in self.layers else name,
             "linear",
             weight,
             offset.astype(np.float32),
             np.arange(outs),
-            np.arange(weight.shape[1]),  # type: ignore[misc]
+            np.arange(ins),
             layer,
             factor=factor_of(group.affine, outs),
         )

@@ -217,7 +217,8 @@ class Operands:
         """The operand as int8."""
         quant = self.draft.quant(ref)
         if self.draft.dtype(ref) == "float32":
-            quant = self.key(ref.source)  # type: ignore[arg-type]
+            assert ref.source is not None
+            quant = self.key(ref.source)
             ref = self.draft.convert(ref, "int8", quant)
         if bits != 8 or quant in self.bits:
             self.bits[quant] = max(self.bits.get(quant, 0), bits)

@@ -237,7 +237,8 @@ class Products(Moves, Pooling):
         self, group: Group, spec: LayerSpec, layout: Any, space: tuple[int, ...]
     ) -> tuple[Any, int, Any]:
         """The output channels' order, the residual operand, and the channels that are computed."""
-        ref = self.ref(group.residual)  # type: ignore[arg-type]
+        assert group.residual is not None
+        ref = self.ref(group.residual)
         order = ref.index[0].permute(1, 2, 0) if group.channels_first else ref.index
         order = order.reshape(-1, order.shape[-1])
         held = np.flatnonzero((order >= 0).any(0).numpy())
