@@ -102,8 +102,11 @@ def test_without_rounding_a_program_is_the_pruned_model(name: str, plan_name: st
         assert sum(widths) < 0.7 * sum(dense), shapes
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("plan_name", ["8", "half", "restored"])
+@pytest.mark.parametrize(
+    ("name", "plan_name"),
+    [(name, plan) for name in SMALL for plan in ("8", "half")]
+    + [("resnet50", "restored"), ("efficientnet", "restored"), ("vit", "restored")],
+)
 def test_every_node_is_within_its_rounding(name: str, plan_name: str):
     model, size = build(name)
     x = networks.images(2, size)

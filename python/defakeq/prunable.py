@@ -189,7 +189,8 @@ _MOVES = {
     "view", "reshape", "permute", "transpose", "flatten", "unsqueeze", "squeeze", "expand", "roll",
     "select", "slice", "cat", "repeat", "clone", "contiguous", "unbind", "split", "chunk", "alias",
     "detach", "split_with_sizes", "unflatten", "stack", "pad", "t", "movedim", "flip",
-    "pixel_unshuffle", "pixel_shuffle", "mT", "numpy_T", "narrow", "index_select", "channel_shuffle",
+    "pixel_unshuffle", "pixel_shuffle", "mT", "numpy_T", "narrow", "index_select",
+    "channel_shuffle",
 }  # fmt: skip
 _KEEPS = {
     "relu", "relu_", "relu6", "hardswish", "hardswish_", "silu", "silu_", "gelu", "sigmoid", "tanh",
