@@ -22,6 +22,7 @@ from defakeq.fold import (
     fuse_activations,
     replace_module,
 )
+from defakeq.graphed import GraphedModule
 from defakeq.interface import Surroundings
 from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
@@ -45,6 +46,8 @@ def convert(
     backend: str = "modules",
     *,
     observer: str = "mse",
+    device: str | torch.device | None = None,
+    cuda_graph: bool = False,
 ) -> nn.Module:
     """A copy of `model` in evaluation mode with the planned layers on packed weights.
 
@@ -65,17 +68,22 @@ def convert(
             be lowered stays torch's, as `explain()` lists. Layers that are not planned get
             half-precision weights.
         observer: how ranges are chosen: "mse", "percentile" or "minmax".
+        device: where the result goes, for example "cuda"; conversion itself runs on the CPU. None:
+            it stays there.
+        cuda_graph: replay the result as one CUDA graph, captured at the first call with a shape.
 
     Returns:
         The converted model: for "modules" a copy, `QuantLayer.explain()` of a layer says how it
-        runs; for "program" a `defakeq.lower.ProgramModule`. Either has the `input_size`,
-        `preprocess` and `score` that the model has.
+        runs; for "program" a `defakeq.lower.ProgramModule`; with `cuda_graph` a
+        `defakeq.graphed.GraphedModule` around it. Each has the `input_size`, `preprocess` and
+        `score` that the model has.
 
     Raises:
         ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
             unusable calibration batches, an unknown backend or observer; the message names it.
-        RuntimeError: the converted model fails on the example inputs.
+        RuntimeError: the converted model fails on the example inputs, or there is no such device.
     """
+    target = _target(device, cuda_graph)
     if backend not in BACKENDS:
         accepted = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend: found {backend!r}; accepted is {accepted}")
@@ -100,7 +108,7 @@ def convert(
         batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
         program = lower(converted, inputs, plan, batches, observer)
         program.surroundings = Surroundings.of(converted)
-        return program
+        return _placed(program, target, cuda_graph)
 
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
@@ -114,7 +122,7 @@ def convert(
             raise ValueError(f"layer {name!r}: {error}") from error
         replace_module(converted, module, swapped)
     _check_converted(converted, inputs)
-    return converted
+    return _placed(converted, target, cuda_graph)
 
 
 def save(
@@ -136,6 +144,8 @@ def save(
         ValueError: a model without packed layers, a program with fallbacks, a state that a file
             cannot hold, or a builder that does not exist; the message names it.
     """
+    if isinstance(model, GraphedModule):
+        model = model.model
     if isinstance(model, ProgramModule):
         if builder is not None or builder_kwargs is not None:
             raise ValueError("builder: found with a program, which needs none; accepted is None")
@@ -227,6 +237,31 @@ def load(
 
 
 # convert
+
+
+def _target(device: str | torch.device | None, cuda_graph: bool) -> torch.device:
+    """The device of the result, which exists."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: found {device!r}; accepted is 'cpu' or 'cuda'") from error
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: found {device!r}; accepted is 'cpu' or 'cuda'")
+    if cuda_graph and target.type != "cuda":
+        raise ValueError(f"cuda_graph: found True for device {str(target)!r}; accepted is 'cuda'")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "device: found no CUDA device that torch can use (torch.cuda.is_available() is "
+            "False: no driver, or a CPU build of torch); accepted is 'cpu'"
+        )
+    return target
+
+
+def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Module:
+    if target.type == "cpu":
+        return model
+    moved = model.to(target)
+    return GraphedModule(moved) if cuda_graph else moved
 
 
 def _inputs(what: str, batch: object) -> Inputs:
