@@ -25,14 +25,7 @@ from defakeq.lower import ProgramModule  # noqa: E402
 from defakeq.plan import QuantPlan  # noqa: E402
 
 # What torch runs of a program; everything else is lowered.
-PHASES = {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real", "select", "mean"}
-NORM = "_native_batch_norm_legit_no_training"  # one that no convolution precedes
-FALLBACKS = {
-    "spsl": PHASES,
-    "meso4": {NORM},
-    "mesoinception4": {NORM},
-    "srm": {NORM, "mean", "amax", "bmm", "softmax"},
-}
+FALLBACKS = {"spsl": {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real"}}
 QUICK = ("meso4", "npr", "deit_tiny")
 
 
@@ -82,14 +75,12 @@ def _check(name, backend, pictures, count):
         found = converted.score(x)
         assert torch.equal(model.interface.probability(converted(x)), found)
     assert found.shape == (len(x),)
-    # One in a hundred of a score; random weights make the scores differ little, so they are also
-    # compared by how they spread.
     assert (found - exact).abs().max() <= 0.01, (found - exact).abs().max()
     assert converted.input_size == model.input_size
     image = pictures[0]
     assert torch.equal(converted.preprocess(image), model.preprocess(image))
     if backend == "program":
-        assert _kinds(converted) <= FALLBACKS.get(name, set())
+        assert _kinds(converted) == FALLBACKS.get(name, set())
     return model, converted, x
 
 
@@ -113,7 +104,7 @@ def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
 def test_the_other_detectors_score_alike(name, backend, pictures):
-    _check(name, backend, pictures, 8)
+    _check(name, backend, pictures, 4)
 
 
 def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
