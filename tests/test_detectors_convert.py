@@ -195,27 +195,27 @@ def _run(*words):
 
 def test_a_checkpoint_and_a_folder_come_to_a_file_and_a_score(tmp_path):
     data = tmp_path / "data"
-    generate(data, Options("folder", count=3, frames=1, size=96, splits=("train", "test")))
-    state = _spread("npr").state_dict()
-    weights = tmp_path / "npr.pth"
+    generate(data, Options("folder", count=2, frames=1, size=96, splits=("train", "test")))
+    state = _spread("meso4").state_dict()
+    weights = tmp_path / "meso4.pth"
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, weights)
-    out = tmp_path / "npr.dfq"
-    options = ("--detector", "npr", "--weights", weights, "--data", data, "--images", 6)
+    out = tmp_path / "meso4.dfq"
+    options = ("--detector", "meso4", "--weights", weights, "--data", data, "--images", 4)
     result = _run("convert", *options, "--dataset", "folder", "--out", out)
     assert result.exit_code == 0, result.output
     assert f"{out}: {out.stat().st_size} bytes" in result.stdout
 
     report = tmp_path / "metrics.json"
     result = _run(
-        "evaluate", out, "--data", data, "--float-model", weights, "--builder", "npr",
+        "evaluate", out, "--data", data, "--float-model", weights, "--builder", "meso4",
         "--json", report, "--repeats", 10, "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     document = json.loads(report.read_text())
-    assert "npr.dfq" in json.dumps(document)
-    assert "npr.pth" in json.dumps(document)
+    assert "meso4.dfq" in json.dumps(document)
+    assert "meso4.pth" in json.dumps(document)
     alone = _run(
-        "evaluate", weights, "--builder", "npr", "--data", data, "--quiet", "--repeats", 10
+        "evaluate", weights, "--builder", "meso4", "--data", data, "--quiet", "--repeats", 10
     )
     assert alone.exit_code == 0, alone.output
 
