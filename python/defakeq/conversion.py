@@ -261,7 +261,11 @@ def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Modu
     if target.type == "cpu":
         return model
     moved = model.to(target)
-    return GraphedModule(moved) if cuda_graph else moved
+    if not cuda_graph:
+        return moved
+    graphed = GraphedModule(moved)
+    graphed.surroundings = Surroundings.of(moved)
+    return graphed
 
 
 def _inputs(what: str, batch: object) -> Inputs:

@@ -149,7 +149,7 @@ class ProgramModule(nn.Module):
         return module
 
     def __getattr__(self, name: str) -> Any:
-        """The detector's ``input_size``, ``preprocess`` and ``score``, where it has them."""
+        """``input_size``, ``preprocess`` and ``score`` of the detector, where it has them."""
         if name in Surroundings.NAMES:
             around = self.__dict__.get("surroundings")
             if around is not None:
