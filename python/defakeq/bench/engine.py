@@ -29,7 +29,7 @@ class Network:
     """What is measured.
 
     Attributes:
-        name: in `defakeq.networks`, or of the file.
+        name: of a network or a detector (`network_names`), or of the file.
         cache: folder of the artefacts.
         program: a ``.dfq`` file that holds the network; None: it is built by its name.
     """
@@ -42,9 +42,7 @@ class Network:
         """Of the input, with a batch of one."""
         if self.program is not None:
             return (1, *runtime().load(self.program, threads=1).inputs[0]["shape"])
-        from defakeq import networks
-
-        return (1, *(int(n) for n in networks.build(self.name).input_size))  # type: ignore[union-attr]
+        return (1, *(int(n) for n in network_named(self.name).input_size))
 
     def digest(self, *sources: str) -> str:
         """Of the network, and of these modules and packages."""
@@ -61,9 +59,7 @@ class Network:
 @functools.cache
 def _definition(name: str) -> bytes:
     """The parameters of a network and the source of the classes that it is made of."""
-    from defakeq import networks
-
-    model = networks.build(name)
+    model = network_named(name)
     found = hashlib.sha256()
     kinds = {type(module) for module in model.modules()}
     for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
@@ -147,12 +143,26 @@ class Engine:
         return (folder / self.file).stat().st_size
 
 
+def network_names() -> tuple[str, ...]:
+    """Of `defakeq.networks`, and of the detectors that are not among them."""
+    from defakeq import detectors, networks
+
+    return tuple(dict.fromkeys((*networks.NAMES, *detectors.names())))
+
+
+def network_named(name: str) -> Any:
+    """The float network of a name, its random weights spread as trained ones are."""
+    from defakeq import detectors, networks
+
+    return networks.build(name) if name in networks.NAMES else detectors.untrained(name)
+
+
 def built(network: Network) -> tuple[Any, list[Any]]:
     """The float network and images to calibrate with."""
     from defakeq import networks
 
-    model = networks.build(network.name).requires_grad_(False)
-    size = int(model.input_size[1])  # type: ignore[index]
+    model = network_named(network.name).requires_grad_(False)
+    size = int(model.input_size[1])
     return model, list(networks.images(_CALIBRATION, size).split(1))
 
 

@@ -36,6 +36,8 @@ class Transformers(Operands):
             rows = self.dense(ref, order, node.name)
         else:
             rows = self.draft.rows(ref, order, node.name)
+            if rows.width > shape[-1]:  # one token of a whole value, which has the others' columns
+                rows = self.dense(ref, order, node.name)
         inside = np.flatnonzero(rows.columns >= 0)
         attributes: dict[str, Any] = {
             "eps": float(args[4]) if len(args) > 4 else 1e-5,
