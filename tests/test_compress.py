@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -378,3 +382,52 @@ def test_command_line_errors(pictures, tmp_path):
     assert not out.exists()
     (tmp_path / "no.dfq").write_bytes(b"no")
     assert _invoke("inspect", tmp_path / "no.dfq").exit_code == 2
+
+
+_RANKS = """
+import dataclasses, hashlib, sys
+import torch
+torch.set_num_threads(1)
+from compress_models import Residual, images
+import defakeq
+from defakeq.compress import presets
+from defakeq.compress.distributed import group
+from defakeq.compress.learning import Settings
+from defakeq.compress.veft import Alignment
+from defakeq_kernels import dfq
+
+preset = dataclasses.replace(
+    presets.preset("default"),
+    reconstruction=Settings(steps=2), alignment=Alignment(steps=2), prune=False,
+)
+with group() as ranks:
+    found = defakeq.compress(
+        Residual(32), images(), size=0.3, preset=preset, progress=False, work=sys.argv[1]
+    )
+    data = dfq.dumps(*found.model.file())
+    line = f"{ranks.rank} {hashlib.sha256(data).hexdigest()} {found.report['size']}\\n"
+    with open(sys.argv[2] + str(ranks.rank), "w") as file:
+        file.write(line)
+"""
+
+
+def test_processes_share_the_work(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    done = subprocess.run(
+        [*command, script, tmp_path / "work", tmp_path / "rank"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = ((tmp_path / f"rank{i}").read_text().split() for i in (0, 1))
+    assert first[1:] == second[1:]
+    assert (tmp_path / "work" / "alignment.stage").exists()

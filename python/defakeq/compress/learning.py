@@ -10,6 +10,7 @@ from torch import Tensor
 
 from defakeq.compress.adaround import SoftRounding
 from defakeq.compress.closed_form import feed_block, sample_rows
+from defakeq.compress.distributed import average_gradients
 from defakeq.compress.graph import Block, Graph, Layer
 from defakeq.compress.grid import Grid
 from defakeq.compress.quantized import State, fake_act, float_call, masked
@@ -180,6 +181,7 @@ def learn_block(
                     loss = loss + one.soft.penalty(step / settings.steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+        average_gradients(optimizer)
         optimizer.step()
         schedule.step()
     for name, one in learned.items():
@@ -222,6 +224,7 @@ def learn_layers(
                     loss = loss + one.soft.penalty(step / settings.steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+            average_gradients(optimizer)
             optimizer.step()
         finished = one.finished()
         states[name] = replace(finished, bias=states[name].bias)

@@ -17,6 +17,7 @@ from defakeq.compress.allocate import Allocation, Option, Problem, solve
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
+from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph
 from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset, preset
@@ -186,8 +187,13 @@ class _Run:
         key = fingerprint(self.source, [self.data.images, self.data.labels], settings)
         self.work = WorkDir(work, key)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.graph = Graph(self.source, self.data.images).to(where)
-        self.images = self.data.images.to(where)
+        images, labels = self.data.images, self.data.labels
+        if labels is not None and ranks().count > 1:  # every process gets both classes
+            order = labels.argsort(stable=True)
+            images, labels = images[order], labels[order]
+        images, self.labels = part(images), part(labels)
+        self.graph = Graph(self.source, images).to(where)
+        self.images = images.to(where)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
             chosen = self._timed("allocation", lambda: self._allocate(statistics))
@@ -206,7 +212,7 @@ class _Run:
         kept = self.work.load("statistics")
         if kept is not None:
             return {name: LayerStatistics(**values) for name, values in kept.items()}
-        data = Calibration(self.images, self.data.labels)
+        data = Calibration(self.images, self.labels)
         with self.bars.task("statistics", len(self.images)) as step:
             found = collect(self.graph, data, self.seed, step)
         self.work.save("statistics", {name: one.to_dict() for name, one in found.items()})
@@ -215,7 +221,7 @@ class _Run:
     def _allocate(self, statistics: dict[str, LayerStatistics]) -> Chosen:
         kept = self.work.load("allocation")
         if kept is None:
-            kept = self._chosen(statistics).to_dict()
+            kept = shared(lambda: self._chosen(statistics).to_dict())
             self.work.save("allocation", kept)
         chosen = Chosen.from_dict(kept)
         self.facts["pruning"] = chosen.pruning
@@ -416,6 +422,7 @@ class _Run:
         blocks: list[BlockResult],
     ) -> Compressed:
         images = self._ranges()
+        # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
         room = self.budget - _SUMMARY - file_size(integer)[1]
         states = self._restore(statistics, states, room)
