@@ -1,13 +1,15 @@
 """The torch ops ``torch.ops.defakeq.*``: their library, their fakes and thin functions over them.
 
-Importing this module loads the op library. The ops run on the CPU, under torch's threads, and have
-no backward pass: a float input that requires grad is refused while grad mode is on.
+Importing this module loads the op library. The ops run on the CPU, under torch's threads, and on
+CUDA devices through Triton, where they also take and return float16 and bfloat16. They have no
+backward pass: a float input that requires grad is refused while grad mode is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import defakeq_kernels
 
@@ -55,11 +57,18 @@ def _load() -> None:
 _load()
 
 
-def _out_dtype(out_int8: bool) -> torch.dtype:
-    return torch.int8 if out_int8 else torch.float32
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _out_dtype(x: torch.Tensor, out_int8: bool) -> torch.dtype:
+    if out_int8:
+        return torch.int8
+    return x.dtype if x.dtype in _HALVES else torch.float32
 
 
 def _check_values(name: str, x: torch.Tensor) -> None:
+    if x.dtype in _HALVES and x.device.type == "cuda":
+        return
     if x.dtype not in (torch.float32, torch.int8):
         raise ValueError(f"{name}: found {x.dtype}, accepted: float32 or int8")
 
@@ -75,7 +84,7 @@ def _linear_fake(
     half_input: torch.Tensor | None = None,
 ) -> torch.Tensor:
     _check_values("x", x)
-    return x.new_empty((*x.shape[:-1], out_features), dtype=_out_dtype(out_int8))
+    return x.new_empty((*x.shape[:-1], out_features), dtype=_out_dtype(x, out_int8))
 
 
 def _conv2d_fake(
@@ -101,7 +110,7 @@ def _conv2d_fake(
     )
     strides = (out_channels * h * w, 1, out_channels * w, out_channels)
     size = (x.shape[0], out_channels, h, w)
-    return x.new_empty_strided(size, strides, dtype=_out_dtype(out_int8))
+    return x.new_empty_strided(size, strides, dtype=_out_dtype(x, out_int8))
 
 
 def _same_layout(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -150,6 +159,25 @@ torch.library.register_fake("defakeq::dequantize", _dequantize_fake)
 torch.library.register_fake("defakeq::run_program", _run_program_fake)
 
 
+def _on_gpu(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            from defakeq_kernels.triton import gpu_ops
+        except ImportError as error:
+            raise RuntimeError(
+                f"torch.ops.defakeq.{name}: found CUDA tensors without Triton ({error}); accepted "
+                "is triton >= 3.5 (`pip install triton`), or tensors and layers on the CPU"
+            ) from error
+        return getattr(gpu_ops, name)(*args, **kwargs)
+
+    return call
+
+
+_gpu_ops = torch.library.Library("defakeq", "IMPL", "CUDA")
+for _name in ("linear", "conv2d", "quantize", "dequantize", "run_program"):
+    _gpu_ops.impl(_name, _on_gpu(_name))
+
+
 def linear(
     x: torch.Tensor,
     packed: torch.Tensor,
@@ -166,7 +194,7 @@ def linear(
     Args:
         x: float32 or int8 ``[..., in_features]``, any strides; int8 only for layers whose
             activations are quantized statically.
-        packed: uint8 ``[bytes]``, the layer's runtime layout.
+        packed: uint8 ``[bytes]``, the layer's runtime layout for x's device.
         out_features: the layer's number of outputs, pruned ones included.
         out_int8: whether the layer requantizes its output to int8.
         residual: float32 or int8, shaped as the output; added before the activation.

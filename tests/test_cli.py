@@ -66,7 +66,7 @@ def test_info_and_help_import_no_torch():
 
 def test_help_lists_the_commands(invoke):
     text = invoke("--help").stdout
-    for command in ("detect", "demo", "info", "bench"):
+    for command in ("detect", "watch", "explain", "evaluate", "demo", "info", "bench"):
         assert command in text
 
 
@@ -148,8 +148,19 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, photos, tmp_path):
 
 
 def test_demo_shows_both_networks(invoke, photos, tmp_path):
-    result = invoke("demo", "--copies", "2", "--repeats", "1", "--save", tmp_path)
-    assert result.exit_code == 0
+    arguments = ("demo", "--copies", "2", "--repeats", "1", "--people", "2", "--out", tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
     for text in ("float32", "compressed", "KiB", "ms", "held-out AUC", "Not trained on"):
         assert text in result.stdout
     assert (tmp_path / "forged.png").stat().st_size > 0
+    first = (tmp_path / "report.json").read_text()
+    found = json.loads(first)["datasets"]
+    assert {name: row["evaluated"] for name, row in found.items()} == {
+        "FaceForensics++": 40,
+        "Celeb-DF-v2": 16,
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 6
+    assert invoke(*arguments).exit_code == 0  # the data is there
+    assert (tmp_path / "report.json").read_text() == first

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from defakeq import faces, images  # noqa: E402
-from defakeq.detect import Detector, load_model, scan_all  # noqa: E402
+from defakeq.detect import Detector, scan_all  # noqa: E402
 from defakeq.embedded.data import FACES, PHOTOS, load_photo  # noqa: E402
 
 
@@ -129,12 +129,13 @@ def test_model_with_another_output_is_refused():
 
 
 def test_missing_and_foreign_model_files_are_refused(tmp_path):
+    picture = [PHOTOS / "astronaut.jpg"]
     with pytest.raises(ValueError, match=r"model: found .*none\.dfq"):
-        load_model(tmp_path / "none.dfq")
+        list(scan_all(picture, str(tmp_path / "none.dfq")))
     foreign = tmp_path / "foreign.dfq"
     foreign.write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match=r"foreign\.dfq"):
-        load_model(foreign)
+        list(scan_all(picture, str(foreign)))
 
 
 def test_photograph_is_scanned():

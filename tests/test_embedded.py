@@ -35,9 +35,9 @@ def held_out_faces():
 
 @pytest.fixture(scope="module")
 def compressed():
-    from defakeq.detect import load_model
+    from defakeq.scorer import open_model
 
-    return load_model()
+    return open_model().module
 
 
 def test_splits_share_no_photograph_and_no_seed():

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
+from program_builder import Builder
 
 from defakeq_kernels import _core, dfq
-from defakeq_kernels.quantize import quantize_weight
-from defakeq_kernels.runtime import load
+from defakeq_kernels.packed import PackedWeight, Segment
+from defakeq_kernels.quantize import int8_out, quantize_weight
+from defakeq_kernels.runtime import load, loads
 
 ACT = {"mode": "static", "scale": 0.02, "zero_point": -3, "bits": 8}
 HIDDEN = {"dtype": "int8", "scale": 0.05, "zero_point": 4, "bits": 8}
@@ -196,17 +199,36 @@ def test_names_wrong_programs(tmp_path, keys, value, message):
         load(tmp_path / "bad.dfq", 1)
 
 
-def test_two_threads_take_turns(path):
-    program = load(path, 2)
-    wants = [program(image(seed=s))[0].tobytes() for s in range(2)]
+def wide():
+    """Enough work for its threads."""
+    b = Builder(1)
+    q = b.quant()
+    x = b.input((48, 48, 32), q)
+    for _ in range(2):
+        layer = b.layer("conv2d", (32, 32, 3, 3), q, q, padding=1)
+        x = b.node("conv2d", [x], (48, 48, 32), q, layer=layer)
+    b.output(x)
+    return dfq.dumps(b.tensors, b.network)
+
+
+WIDE = wide()
+
+
+def wide_image(seed=1):
+    return np.random.default_rng(seed).standard_normal((1, 48, 48, 32)).astype(np.float32)
+
+
+def test_threads_take_turns():
+    program = loads(WIDE, 2)
+    wants = [program(wide_image(s)).tobytes() for s in range(3)]
     wrong = []
 
     def work(seed):
-        for _ in range(200):
-            if program(image(seed=seed))[0].tobytes() != wants[seed]:
+        for _ in range(50):
+            if program(wide_image(seed)).tobytes() != wants[seed]:
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(s,)) for s in range(2)]
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -214,15 +236,150 @@ def test_two_threads_take_turns(path):
     assert wrong == []
 
 
+def test_follows_a_change_of_the_instruction_set():
+    """Depthwise kernels and attention want scratch of different sizes on each."""
+    b = Builder(0)
+    q = b.quant()
+    x = b.input((12, 12, 48), q)
+    for size in (3, 5, 7):
+        name = b.layer("conv2d", (48, 1, size, size), q, q, groups=48, padding=size // 2)
+        x = b.node("conv2d", [x], (12, 12, 48), q, layer=name)
+    heads = {"batch": 0, "token": 48, "head": 16}
+    sizes = {"heads": 3, "head_dim": 16, "batches": 1, "q_tokens": 144, "k_tokens": 144}
+    layouts = {n: {"offset": 0, **heads} for n in "qkv"}
+    y = b.node("attention", [x] * 3, (1, 144, 48), None, **sizes, **layouts, alpha=1e-3)
+    b.output(y)
+    data = dfq.dumps(b.tensors, b.network)
+    x = np.random.default_rng(0).standard_normal((2, 12, 12, 48)).astype(np.float32)
+    tiers = _core.cpu_info()["isa"]["allowed"]
+    found = set()
+    try:
+        for first in tiers:
+            _core.set_isa(first)
+            program = loads(data, 2)
+            for isa in [*tiers, *reversed(tiers)]:
+                _core.set_isa(isa)
+                found.add(program(x).tobytes())
+                assert all(node["kernel"].endswith(f"__{isa}") for node in program.nodes)
+    finally:
+        _core.set_isa(None)
+    assert len(found) == 1
+
+
+def thread_states():
+    """State and voluntary context switches of the other threads of this process."""
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        if int(task) == threading.get_native_id():
+            continue
+        with open(f"/proc/self/task/{task}/status") as file:
+            lines = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+        found[task] = (lines["State"][0], int(lines["voluntary_ctxt_switches"]))
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="no /proc")
+def test_threads_park_when_idle():
+    before = set(thread_states())
+    program = loads(WIDE, 3)
+    program(wide_image())
+    own = {task: state for task, state in thread_states().items() if task not in before}
+    assert len(own) == 2
+    for _ in range(1000):  # until they have given up waiting actively
+        own = {task: state for task, state in thread_states().items() if task in own}
+        if all(state == "S" for state, _ in own.values()):
+            break
+        time.sleep(0.01)
+    time.sleep(0.2)
+    after = thread_states()
+    assert all(after[task] == state for task, state in own.items()), "they wake without work"
+    del program
+    assert not set(own) & set(thread_states())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_runs_after_fork(path):
-    program = load(path, 2)
-    want = program(image())[0].tobytes()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runs_after_a_fork_in_the_middle_of_a_run():
+    program = loads(WIDE, 2)
+    want = program(wide_image()).tobytes()
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            program(wide_image())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if program(wide_image()).tobytes() == want else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        worker.join()
+    assert program(wide_image()).tobytes() == want
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runs_after_fork():
+    program = loads(WIDE, 2)
+    want = program(wide_image()).tobytes()
     child = os.fork()
     if child == 0:
-        os._exit(0 if program(image())[0].tobytes() == want else 1)
+        os._exit(0 if program(wide_image()).tobytes() == want else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert program(image())[0].tobytes() == want
+    assert program(wide_image()).tobytes() == want
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_memory_that_is_not_there_is_refused_by_name(tmp_path):
+    """An arena of 400 MB, and packed weights of 64 MB, in a process that may have 48 more."""
+    big = Builder()
+    x = big.input((100_000_000,))
+    big.output(big.node("unary", [x], (100_000_000,), None, fn="relu"))
+    y = big.node("unary", [x], (100_000_000,), None, fn="abs")
+    big.output(big.node("mean_rows", [y], (100_000_000,)))
+    heavy = Builder()
+    x = heavy.input((4096,), heavy.quant())
+    index = np.arange(4096, dtype=np.int32)
+    codes = np.zeros((4096, 2048), np.uint8)
+    for _ in range(8):
+        name = f"layer{len(heavy.network['layers'])}"
+        segment = Segment(4, index, codes, np.full((4096, 1), 0.01, np.float32))
+        weight = PackedWeight("linear", (4096, 4096), (segment,))
+        q = heavy.quant()
+        out = int8_out(q)
+        dfq.add_layer(heavy.tensors, heavy.network, name, weight, q.describe(), out=out)
+        x = heavy.node("linear", [x], (4096,), q, layer=name)
+    heavy.output(x)
+    dfq.write(tmp_path / "arena.dfq", big.tensors, big.network)
+    dfq.write(tmp_path / "packed weights.dfq", heavy.tensors, heavy.network)
+    code = """
+import pathlib, re, resource, sys
+from defakeq_kernels.runtime import loads
+paths = [pathlib.Path(path) for path in sys.argv[1:]]
+files = {path.stem: path.read_bytes() for path in paths}
+used = int(re.search(r"VmSize:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text()).group(1))
+limit = used * 1024 + (48 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name, data in files.items():
+    try:
+        loads(data, 1)
+    except RuntimeError as error:
+        print(error)
+        assert str(error).startswith(f"{name}: found "), error
+        assert str(error).endswith(" bytes; accepted is what the memory holds"), error
+    else:
+        raise AssertionError(name)
+"""
+    files = [tmp_path / "arena.dfq", tmp_path / "packed weights.dfq"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_needs_no_torch(path):

@@ -1,6 +1,8 @@
 // The kernels on the sizes they are judged by, without Python: for boards.
 //
 //   defakeq_bench [--threads N] [--bits 8,4,2] [--work PART] [--rounds N] [--json FILE]
+//   defakeq_bench --calls N --work NAME [--bits 8]   (N calls of one layer, nothing else: to be
+//   counted)
 //
 // DEFAKEQ_ISA chooses the kernels. The families: dq_gemm (products and dense convolutions), dq_gemv
 // (one row), dq_dwconv (depthwise), dq_rows (element-wise passes over rows), dq_lookup and the
@@ -52,6 +54,7 @@ struct Options {
   std::vector<int> bits = {8, 4, 2};
   std::string work;
   std::string json;
+  int calls = 0;  // > 0: that many calls of the layer `work`, untimed
 };
 
 struct Work {
@@ -70,6 +73,7 @@ constexpr Work kWorks[] = {
     {"gemm 49x1024x1024", "dq_gemm", kL, 49, 1024, 1024, 1, 1, 1},
     {"gemm 1024x728x728", "dq_gemm", kL, 1024, 728, 728, 1, 1, 1},
     {"gemm 4096x128x128", "dq_gemm", kL, 4096, 128, 128, 1, 1, 1},
+    {"conv 3x3 64@56x56", "dq_gemm", kC, 1, 64, 64, 3, 56, 1},
     {"conv 3x3 64@64x64", "dq_gemm", kC, 1, 64, 64, 3, 64, 1},
     {"conv 3x3 128@32x32", "dq_gemm", kC, 1, 128, 128, 3, 32, 1},
     {"conv 3x3 256@16x16", "dq_gemm", kC, 1, 256, 256, 3, 16, 1},
@@ -229,6 +233,8 @@ Row measure_layer(const Work& work, const Variant& variant, int bits, ThreadPool
       linear(args, work.rows, work.inputs, pool, scratch);
     }
   };
+  for (int i = 0; i < options.calls; ++i) call(0);
+  if (options.calls > 0) return {};
   const auto [seconds, peak] = measure(call, copies, options.rounds);
   const double channels = depthwise ? 1.0 : static_cast<double>(inputs.size() + half_in.size());
   const double macs = static_cast<double>(pixels) * static_cast<double>(stored) *
@@ -287,15 +293,16 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     if (name != "--threads" && name != "--rounds" && name != "--bits" && name != "--work" &&
-        name != "--json") {
+        name != "--json" && name != "--calls") {
       throw std::invalid_argument("argument: found '" + name +
                                   "', accepted: --threads N, --bits 8,4,2, --work PART, "
-                                  "--rounds N, --json FILE");
+                                  "--rounds N, --json FILE, --calls N");
     }
     if (i + 1 == argc) throw std::invalid_argument(name + ": found nothing, accepted: a value");
     const char* value = argv[++i];
     if (name == "--threads") options.threads = positive(name, value);
     if (name == "--rounds") options.rounds = positive(name, value);
+    if (name == "--calls") options.calls = positive(name, value);
     if (name == "--work") options.work = value;
     if (name == "--json") options.json = value;
     if (name == "--bits") {
@@ -339,8 +346,26 @@ void write_json(const Options& options, const CpuInfo& info, const Peak& peak,
   std::fprintf(file.get(), "]}\n");
 }
 
+std::string name_of(const Work& work, const Variant& variant) {
+  return *variant.name == '\0' ? work.base : std::string(work.base) + " " + variant.name;
+}
+
+int run_calls(const Options& options) {
+  ThreadPool pool(options.threads);
+  for (const Work& work : kWorks) {
+    for (const Variant& variant : kVariants) {
+      if (name_of(work, variant) != options.work) continue;
+      measure_layer(work, variant, options.bits.front(), pool, options);
+      return 0;
+    }
+  }
+  throw std::invalid_argument("--work: found '" + options.work +
+                              "', accepted: a layer's full name");
+}
+
 int run(int argc, char** argv) {
   const Options options = parse(argc, argv);
+  if (options.calls > 0) return run_calls(options);
   const CpuInfo info = cpu_info();
   const Peak peak = probe_peak(nullptr);
   std::printf(

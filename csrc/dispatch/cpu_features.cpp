@@ -10,6 +10,10 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace defakeq {
@@ -70,7 +74,33 @@ std::string cpu_name() {
 
 #else
 
+#if defined(__aarch64__)
+
+CpuFeatures detect_cpu_features() {
+  CpuFeatures features;
+  features.neon = true;
+#if defined(__linux__)
+  // asm/hwcap.h of older systems lacks the names.
+  constexpr unsigned long kAsimdDp = 1ul << 20, kI8mm = 1ul << 13;
+  features.neondot = (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+  features.i8mm = features.neondot && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  features.neondot = has("hw.optional.arm.FEAT_DotProd");
+  features.i8mm = features.neondot && has("hw.optional.arm.FEAT_I8MM");
+#endif
+  return features;
+}
+
+#else
+
 CpuFeatures detect_cpu_features() { return {}; }
+
+#endif
 
 std::string cpu_name() {
   std::ifstream model("/proc/device-tree/model");

@@ -22,12 +22,31 @@ struct Tier {
   bool supported;
 };
 
+#if defined(__aarch64__)
+constexpr int kTiers = 4;
+#else
 constexpr int kTiers = 3;
+#endif
 using Tiers = std::array<Tier, kTiers>;
 
 const Tiers& tiers() {
   static const Tiers value = [] {
     [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
+#if defined(__aarch64__)
+    Tiers all = {{{"scalar", kernel_table_scalar(), true},
+                  {"neon", nullptr, cpu.neon},
+                  {"neondot", nullptr, cpu.neondot},
+                  {"i8mm", nullptr, cpu.i8mm}}};
+#if defined(DEFAKEQ_BUILT_NEON)
+    all[1].table = kernel_table_neon();
+#endif
+#if defined(DEFAKEQ_BUILT_NEONDOT)
+    all[2].table = kernel_table_neondot();
+#endif
+#if defined(DEFAKEQ_BUILT_I8MM)
+    all[3].table = kernel_table_i8mm();
+#endif
+#else
     Tiers all = {{{"scalar", kernel_table_scalar(), true},
                   {"avx2", nullptr, cpu.avx2},
                   {"avx512vnni", nullptr, cpu.avx512vnni}}};
@@ -36,6 +55,7 @@ const Tiers& tiers() {
 #endif
 #if defined(DEFAKEQ_BUILT_AVX512VNNI)
     all[2].table = kernel_table_avx512vnni();
+#endif
 #endif
     return all;
   }();

@@ -38,6 +38,15 @@ const PeakLoops& loops_of(const char* isa) {
 #if defined(DEFAKEQ_BUILT_AVX512VNNI)
     if (name == "avx512vnni") return *peak_loops_avx512vnni();
 #endif
+#if defined(DEFAKEQ_BUILT_NEON)
+    if (name == "neon") return *peak_loops_neon();
+#endif
+#if defined(DEFAKEQ_BUILT_NEONDOT)
+    if (name == "neondot") return *peak_loops_neondot();
+#endif
+#if defined(DEFAKEQ_BUILT_I8MM)
+    if (name == "i8mm") return *peak_loops_i8mm();
+#endif
   }
   std::string accepted;
   for (const std::string& tier : info.built) {

@@ -46,14 +46,14 @@ struct GemmS8Args {
   int taps;
   int64_t steps;
   int blocks;
-  const uint8_t* w;  // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes
-  int64_t w_stride;  // (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
-  int bits;          // gemv only
+  const uint8_t* w;  // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes,
+  int64_t w_stride;  // arranged (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
+  int bits;          // of the codes
   const int32_t* zero_point;  // [blocks * 16]
   const int32_t* correction;  // [blocks * 16] added to the accumulator
   const float* scale;         // [blocks * 16]
   const float* bias;          // [blocks * 16]
-  const int32_t* row_sum;     // [m] sum of the row's activations
+  const int32_t* row_sum;     // [m] sum of the row's activations that meet codes
   const float* row_scale;     // [m] or null
   const float* row_bias;      // [m][row_bias_stride], replaces bias, or null
   int64_t row_bias_stride;
@@ -155,6 +155,9 @@ struct KernelTable {
   void (*dw_f32)(const DwF32Args&);
   // planes of `bits` -> [steps][16][4] codes (1-bit codes come out doubled)
   void (*expand_codes)(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes);
+  // In place: a run of `steps` steps of [16][4] codes, of which `length` positions count, as gemm_s8
+  // reads it. Every tap is a run of its own. Null when that is the same.
+  void (*arrange_codes)(uint8_t* codes, int bits, int64_t steps, int64_t length);
   // [steps][16][4] codes -> [steps * 4][16] floats of code - zero_point
   void (*codes_to_f32)(const uint8_t* codes, int64_t steps, const int32_t* zero_point, float* out);
   // sums over taps of `length` bytes
@@ -185,6 +188,8 @@ struct KernelTable {
   void (*pool2d)(const Pool2dArgs&, const Post& post, int64_t out_w, int64_t begin, int64_t end);
   void (*adaptive_avg_pool2d)(const AdaptivePoolArgs&, const Post& post, int64_t begin,
                               int64_t end);
+  void (*mean_rows)(const Operand& x, int64_t rows, int64_t channels, const Post& post, void* out,
+                    int64_t begin, int64_t end);
   void (*interpolate)(const InterpolateArgs&, const InterpolateAxis& y, const InterpolateAxis& x,
                       const Post& post, int64_t begin, int64_t end);
   void (*from_nchw)(const float* x, int64_t channels, int64_t pixels, const Post& post, void* out,
@@ -196,5 +201,8 @@ struct KernelTable {
 const KernelTable* kernel_table_scalar();
 const KernelTable* kernel_table_avx2();
 const KernelTable* kernel_table_avx512vnni();
+const KernelTable* kernel_table_neon();
+const KernelTable* kernel_table_neondot();
+const KernelTable* kernel_table_i8mm();
 
 }  // namespace defakeq

@@ -18,5 +18,8 @@ struct PeakLoops {
 const PeakLoops* peak_loops_scalar();
 const PeakLoops* peak_loops_avx2();
 const PeakLoops* peak_loops_avx512vnni();
+const PeakLoops* peak_loops_neon();
+const PeakLoops* peak_loops_neondot();
+const PeakLoops* peak_loops_i8mm();
 
 }  // namespace defakeq

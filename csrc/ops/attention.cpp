@@ -62,6 +62,11 @@ struct PackedOperand {
   void pack(const KernelTable& k, const int8_t* x, bool rows, int64_t stride) {
     const PackCodesArgs args{x, stride, outputs, length, codes, sums};
     rows ? k.pack_rows(args) : k.pack_columns(args);
+    if (k.arrange_codes == nullptr) return;
+    const int64_t steps = steps_of(length);
+    for (int64_t b = 0; b < blocks_of(outputs); ++b) {
+      k.arrange_codes(codes + b * steps * kBlock * 4, 8, steps, length);
+    }
   }
 
   GemmS8Args product(const int8_t* const* rows, int64_t m, const int32_t* row_sum) const {
@@ -158,10 +163,8 @@ void attend(const KernelTable& k, const AttentionArgs& g, const Post& post, Head
   h.keys.pack(k, head_of(g.k, g.k_layout, batch, head), true, g.k_layout.token);
   h.keys.correct(g.q.quantization.zero_point);
   h.values.pack(k, head_of(g.v, g.v_layout, batch, head), false, g.v_layout.token);
-  // codes are p - 128, their row sums are those of p
-  for (int64_t i = 0; i < blocks_of(g.value_dim) * kBlock; ++i) {
-    h.values.correction[i] = 128 * h.values.sums[i];
-  }
+  // codes are p - 128
+  h.values.correct(-128);
   const int8_t* q = head_of(g.q, g.q_layout, batch, head);
   const int64_t plane = g.q_tokens * g.k_tokens;
   const float* bias = g.bias != nullptr ? g.bias + head * plane : nullptr;
@@ -175,7 +178,10 @@ void attend(const KernelTable& k, const AttentionArgs& g, const Post& post, Head
     k.softmax_codes({h.scores, m, g.k_tokens, h.pitch, g.alpha,
                      bias != nullptr ? bias + at : nullptr, mask != nullptr ? mask + at : nullptr,
                      h.codes, h.code_sums});
-    for (int64_t r = 0; r < m; ++r) h.inverse[r] = 1.0f / static_cast<float>(h.code_sums[r]);
+    for (int64_t r = 0; r < m; ++r) {
+      h.inverse[r] = 1.0f / static_cast<float>(h.code_sums[r]);
+      h.code_sums[r] -= 128 * static_cast<int32_t>(g.k_tokens);
+    }
     GemmS8Args product = h.values.product(h.code_rows, m, h.code_sums);
     product.row_scale = h.inverse;
     const int64_t row = batch * g.q_tokens + t;

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "dispatch/dispatch.h"
 #include "kernels/node_args.h"
 #include "ops/node_checks.h"
@@ -82,8 +84,17 @@ void adaptive_avg_pool2d(const Operand& x, int64_t h, int64_t w, int64_t channel
 
 void mean_rows(const Operand& x, int64_t rows, int64_t channels, const Result& out,
                Parallel& parallel) {
-  check_size("rows", rows);
-  adaptive_avg_pool2d(x, rows, 1, channels, 1, 1, out, parallel);
+  check_range("rows", rows, 1, kMaxSize);
+  check_image(x, 1, 1, channels);
+  if (x.dtype == DType::kInt8) check_window(rows);
+  const Post post = result_post(out);
+  // a cache line of channels at least
+  constexpr int64_t kGrain = 4 * kBlock;
+  share(parallel, (channels + kGrain - 1) / kGrain, rows * kGrain / 8 + 1,
+        [&](int64_t, int64_t begin, int64_t end) {
+          kernels().mean_rows(x, rows, channels, post, out.data, begin * kGrain,
+                              std::min(end * kGrain, channels));
+        });
 }
 
 }  // namespace defakeq

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,17 +53,17 @@ class Workers {
         owner_(getpid()),
         spins_(count < static_cast<int>(std::thread::hardware_concurrency())) {
     threads_.reserve(static_cast<size_t>(count));
-    for (int i = 0; i < count; ++i) threads_.emplace_back([this, i] { loop(i + 1); });
+    try {
+      for (int i = 0; i < count; ++i) threads_.emplace_back([this, i] { loop(i + 1); });
+    } catch (const std::system_error& error) {
+      join();
+      throw std::runtime_error("threads: found " + std::to_string(parts_) +
+                               "; the system starts no more than " +
+                               std::to_string(threads_.size() + 1) + ": " + error.what());
+    }
   }
 
-  ~Workers() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  ~Workers() { join(); }
 
   pid_t owner() const { return owner_; }
 
@@ -91,6 +92,15 @@ class Workers {
   }
 
  private:
+  void join() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
   void part(int index) {
     const int64_t begin = n_ * index / parts_, end = n_ * (index + 1) / parts_;
     if (begin >= end) return;

@@ -225,7 +225,19 @@ int max_code(int bits) { return bits == 1 ? 2 : (1 << bits) - 1; }
 
 // --- the kernels --------------------------------------------------------------------------------
 
-// Checks gemm_s8, or gemv_s8 over planes.
+// The codes of `a` (plain, of which `length` of a tap's positions count) as `isa` reads them.
+std::vector<uint8_t> arranged(const KernelTable& isa, const GemmS8Args& a,
+                              std::vector<uint8_t> codes, int64_t length) {
+  if (isa.arrange_codes == nullptr) return codes;
+  for (int b = 0; b < a.blocks; ++b) {
+    for (int t = 0; t < a.taps; ++t) {
+      isa.arrange_codes(codes.data() + b * a.w_stride + t * a.steps * 64, a.bits, a.steps, length);
+    }
+  }
+  return codes;
+}
+
+// Checks gemm_s8 on arranged codes, or gemv_s8 over planes.
 void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bits) {
   const KernelTable& scalar = *kernel_table_scalar();
   GemmS8Args a{};
@@ -246,6 +258,14 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   if (!gemv && bits == 1) {
     for (uint8_t& code : w) code = code & 2;
   }
+  // Activations that meet no code may be anything, and are not in the row's sum.
+  const int64_t length = a.steps * 4 - (gemv ? 0 : random.one_of({0, 0, 1, 3}));
+  for (int64_t i = 0; !gemv && i < w_bytes; ++i) {
+    if (i % a.w_stride >= block_bytes) continue;
+    const int64_t step = i % a.w_stride / 64 % a.steps;
+    if (step * 4 + i % 4 >= length) w[static_cast<size_t>(i)] = 0;
+  }
+  const std::vector<uint8_t> in_order = gemv ? w : arranged(isa, a, w, length);
   a.w = w.data();
 
   const Rows<int8_t> rows =
@@ -254,7 +274,7 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   a.rows = rows.pointers.data();
   a.tap_offset = rows.tap_offset.data();
   std::vector<int32_t> row_sum(static_cast<size_t>(a.m));
-  scalar.row_sums(a.rows, a.m, a.tap_offset, a.taps, a.steps * 4, row_sum.data());
+  scalar.row_sums(a.rows, a.m, a.tap_offset, a.taps, length, row_sum.data());
   a.row_sum = row_sum.data();
   const std::vector<int32_t> zero_point = random.integers<int32_t>(lanes, 0, 255);
   const std::vector<int32_t> correction = random.integers<int32_t>(lanes, -(1 << 24), 1 << 24);
@@ -271,6 +291,7 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   a.out = expected.data();
   (gemv ? scalar.gemv_s8 : scalar.gemm_s8)(a);
   a.out = found.data();
+  a.w = in_order.data();
   (gemv ? isa.gemv_s8 : isa.gemm_s8)(a);
   std::ostringstream what;
   what << "bits=" << bits << " m=" << a.m << " taps=" << a.taps << " steps=" << a.steps
@@ -463,6 +484,16 @@ void check_expand_codes(const KernelTable& isa, Random& random, int trial) {
   expect_same(expected, found, "bits=" + std::to_string(bits) + " steps=" + std::to_string(steps));
 }
 
+// Every table takes codes in one order of its own, within the run; check_product_s8 reads them.
+void check_arrange_codes(const KernelTable& isa, Random& random, int trial) {
+  if (isa.arrange_codes == nullptr) return;
+  const int64_t steps = random.between(1, 40), length = steps * 4 - random.between(0, 3);
+  std::vector<uint8_t> codes = untouched(steps * 64 + 64);
+  const std::vector<uint8_t> guard(codes.end() - 64, codes.end());
+  isa.arrange_codes(codes.data(), trial % 8 + 1, steps, length);
+  expect_same(guard, {codes.end() - 64, codes.end()}, "steps=" + std::to_string(steps));
+}
+
 void check_codes_to_f32(const KernelTable& isa, Random& random, int) {
   const int64_t steps = random.between(1, 40);
   const std::vector<uint8_t> codes = random.integers<uint8_t>(steps * 64, 0, 255);
@@ -585,6 +616,7 @@ constexpr Kernel kKernels[] = {
     {"dw_s8_scratch", 50, check_dw_s8_scratch},
     {"dw_f32", 100, check_dw_f32},
     {"expand_codes", 200, check_expand_codes},
+    {"arrange_codes", 100, check_arrange_codes},
     {"codes_to_f32", 50, check_codes_to_f32},
     {"row_sums", 200, check_row_sums},
     {"quantize", 400, check_quantize},
@@ -594,7 +626,7 @@ constexpr Kernel kKernels[] = {
     {"shuffle", 300, check_shuffle},
 };
 // From lookup on, test_nodes.cpp compares them through their operators.
-constexpr size_t kNodeKernels = 14;
+constexpr size_t kNodeKernels = 15;
 static_assert(sizeof(KernelTable) ==
                   sizeof(const char*) + (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
               "every function of the kernel table is listed in kKernels with its check");
@@ -613,6 +645,15 @@ std::vector<Isa> built_isas() {
 #endif
 #if defined(DEFAKEQ_BUILT_AVX512VNNI)
   isas.push_back({"avx512vnni", kernel_table_avx512vnni, cpu.avx512vnni});
+#endif
+#if defined(DEFAKEQ_BUILT_NEON)
+  isas.push_back({"neon", kernel_table_neon, cpu.neon});
+#endif
+#if defined(DEFAKEQ_BUILT_NEONDOT)
+  isas.push_back({"neondot", kernel_table_neondot, cpu.neondot});
+#endif
+#if defined(DEFAKEQ_BUILT_I8MM)
+  isas.push_back({"i8mm", kernel_table_i8mm, cpu.i8mm});
 #endif
   return isas;
 }
@@ -643,6 +684,7 @@ TEST_P(TableTest, IsCompleteAndNamed) {
   void* entries[std::size(kKernels)];
   std::memcpy(entries, reinterpret_cast<const char*>(table) + sizeof(const char*), sizeof(entries));
   for (size_t i = 0; i < std::size(kKernels); ++i) {
+    if (kKernels[i].check == check_arrange_codes) continue;  // codes may be read as they are
     EXPECT_NE(entries[i], nullptr) << kKernels[i].name;
   }
 }
@@ -662,7 +704,7 @@ TEST(ProductS8, ExtremesDoNotSaturate) {
         const std::vector<int8_t> row(kSteps * 4, static_cast<int8_t>(x));
         const int8_t* rows[1] = {row.data()};
         const int64_t tap_offset[1] = {0};
-        const std::vector<int32_t> zeros(kBlock, 0);
+        const std::vector<int32_t> zeros(kBlock, 0), row_sum(1, kSteps * 4 * x);
         const std::vector<float> ones(kBlock, 1.0f), bias(kBlock, 0.0f);
         float out[kBlock];
         GemmS8Args a{};
@@ -673,14 +715,16 @@ TEST(ProductS8, ExtremesDoNotSaturate) {
         a.steps = kSteps;
         a.blocks = 1;
         a.bits = bits;
-        a.zero_point = a.correction = a.row_sum = zeros.data();
+        a.zero_point = a.correction = zeros.data();
+        a.row_sum = row_sum.data();
         a.scale = ones.data();
         a.bias = bias.data();
         a.out = out;
         a.out_stride = kBlock;
         a.n = kBlock;
+        const std::vector<uint8_t> in_order = arranged(*isa.table(), a, w, kSteps * 4);
         for (const bool gemv : {false, true}) {
-          a.w = gemv ? planes.data() : w.data();
+          a.w = gemv ? planes.data() : in_order.data();
           (gemv ? isa.table()->gemv_s8 : isa.table()->gemm_s8)(a);
           for (const float y : out) {
             ASSERT_EQ(y, static_cast<float>(kSteps * 4 * code * x))

@@ -33,12 +33,14 @@ class Threads final : public Parallel {
   int count_;
 };
 
-bool isa_available(const std::string& name) {
+// The tiers that this build and this processor have.
+std::vector<std::string> tiers() {
   const CpuInfo info = cpu_info();
-  const auto has = [&](const std::vector<std::string>& names) {
-    return std::find(names.begin(), names.end(), name) != names.end();
-  };
-  return has(info.built) && has(info.supported);
+  std::vector<std::string> both;
+  for (const std::string& isa : info.built) {
+    if (std::count(info.supported.begin(), info.supported.end(), isa) > 0) both.push_back(isa);
+  }
+  return both;
 }
 
 struct Free {
@@ -477,9 +479,8 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
     std::vector<char> looked_up = want;
     for (char& q : looked_up)
       q = static_cast<char>(table[static_cast<uint8_t>(static_cast<uint8_t>(q) ^ 0x80)]);
-    for (const char* isa : {"scalar", "avx2", "avx512vnni"}) {
-      if (!isa_available(isa)) continue;
-      set_isa(isa);
+    for (const std::string& isa : tiers()) {
+      set_isa(isa.c_str());
       for (const int threads : {1, 2, 3}) {
         Threads parallel(threads);
         ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
@@ -532,9 +533,8 @@ TEST(Ops, DepthwiseKernelsAgreeOnEveryIsa) {
         Serial serial;
         const std::vector<char> want = run(c, serial);
         compare_with_reference(c, want);
-        for (const char* isa : {"avx2", "avx512vnni"}) {
-          if (!isa_available(isa)) continue;
-          set_isa(isa);
+        for (const std::string& isa : tiers()) {
+          set_isa(isa.c_str());
           for (const int threads : {1, 3}) {
             Threads parallel(threads);
             EXPECT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
@@ -592,9 +592,8 @@ TEST(Ops, NotANumberComesOutLowest) {
     const std::unique_ptr<void, Free> blob(std::aligned_alloc(64, bytes));
     pack_layer(s, blob.get(), bytes);
     const std::vector<int8_t> x(16 * kOutputs, 1);
-    for (const char* isa : {"scalar", "avx2", "avx512vnni"}) {
-      if (!isa_available(isa)) continue;
-      set_isa(isa);
+    for (const std::string& isa : tiers()) {
+      set_isa(isa.c_str());
       std::vector<int8_t> out(16 * kOutputs);
       OpArgs a;
       a.blob = blob.get();

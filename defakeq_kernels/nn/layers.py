@@ -36,10 +36,11 @@ class QuantLayer(torch.nn.Module):
     """What QuantLinear and QuantConv2d share.
 
     The storage format is held in buffers and is what ``state_dict`` has, with the geometry and the
-    activation quantization as JSON in the extra state. The runtime layout of this machine's
-    kernels, the buffer ``packed``, is built from it and never saved; loading a state, unpickling
-    and copying build it anew. ``half()``, ``bfloat16()`` and ``double()`` leave all buffers as
-    they are: a layer takes float32, float16 and bfloat16 inputs in any case.
+    activation quantization as JSON in the extra state. The runtime layout of the kernels of the
+    layer's device, the buffer ``packed``, is built from it and never saved; loading a state,
+    unpickling, copying and ``to("cuda")`` build it anew. ``half()``, ``bfloat16()`` and
+    ``double()`` leave all buffers as they are: a layer takes float32, float16 and bfloat16 inputs
+    in any case.
 
     Args:
         weight: the packed weight, of the layer's kind.
@@ -78,7 +79,8 @@ class QuantLayer(torch.nn.Module):
         self._out = out
         for name, array in _arrays(weight).items():
             self.register_buffer(name, torch.from_numpy(np.array(array)))
-        self.register_buffer("packed", self._pack(weight.validate()), persistent=False)
+        packed = self._pack(weight.validate(), torch.device("cpu"))
+        self.register_buffer("packed", packed, persistent=False)
 
     # construction
 
@@ -159,12 +161,31 @@ class QuantLayer(torch.nn.Module):
         Returns:
             The native library's account (strategy, reason, kernel, segments, MACs done and
             skipped an output position, bytes of the runtime layout), with ``storage_bytes`` and
-            ``fallbacks``, a list of sentences on what runs slower than it could and why.
+            ``fallbacks``, a list of sentences on what runs slower than it could and why. On a GPU
+            strategy, kernel, bytes and device only.
         """
+        if self.packed.device.type == "cuda":
+            return self._explain_gpu()
         info: dict[str, Any] = dict(_core.layer_info(self.packed.cpu().numpy()))
         info["storage_bytes"] = self.packed_weight().nbytes
         info["fallbacks"] = self._fallbacks()
         return info
+
+    def _explain_gpu(self) -> dict[str, Any]:
+        from defakeq_kernels.triton.layout import read_layout
+
+        layout = read_layout(self.packed)
+        fallbacks = []
+        if layout.gathers or layout.act_mode.startswith("dynamic"):
+            fallbacks.append("a pass of its own lays out or quantizes the input before the product")
+        return {
+            "strategy": layout.strategy,
+            "kernel": "depthwise" if layout.strategy == "depthwise" else "product",
+            "device": str(self.packed.device),
+            "packed_bytes": self.packed.numel(),
+            "storage_bytes": self.packed_weight().nbytes,
+            "fallbacks": fallbacks,
+        }
 
     def _fallbacks(self) -> list[str]:
         found = []
@@ -207,7 +228,14 @@ class QuantLayer(torch.nn.Module):
 
     # the runtime layout
 
-    def _pack(self, weight: PackedWeight) -> Tensor:
+    def _pack(self, weight: PackedWeight, device: torch.device) -> Tensor:
+        if device.type == "cuda":
+            from defakeq_kernels.triton import layout
+
+            made, description = layout.pack(weight, self._act, self._activation, self._out)
+            moved = made.to(device)
+            layout.remember(moved, description)
+            return moved
         blob = _core.pack_layer(
             weight.spec(
                 None if self._act is None else self._act.describe(),
@@ -217,7 +245,7 @@ class QuantLayer(torch.nn.Module):
         )
         packed = torch.empty(blob.shape[0], dtype=torch.uint8)  # torch aligns to 64 bytes
         packed.numpy()[:] = blob
-        return packed
+        return packed.to(device)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -226,16 +254,28 @@ class QuantLayer(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        storage = self.packed_weight()
-        self._buffers["packed"] = self._pack(storage.validate())
+        self._buffers["packed"] = self._pack(self.packed_weight().validate(), self._device())
 
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         def keep_type(t: Tensor) -> Tensor:
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        super()._apply(keep_type, recurse)
+        packed = self.packed
+        self._buffers["packed"] = None
+        try:
+            super()._apply(keep_type, recurse)
+        finally:
+            self._buffers["packed"] = packed
+        device = self._device()
+        if device.type != packed.device.type and "cuda" in (device.type, packed.device.type):
+            self._buffers["packed"] = self._pack(self.packed_weight(), device)
+        else:
+            self._buffers["packed"] = keep_type(packed)
         return self
+
+    def _device(self) -> torch.device:
+        return self.get_buffer("seg0_out_index").device
 
     # state
 
@@ -308,13 +348,12 @@ class QuantLayer(torch.nn.Module):
             return
         arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        device = self.get_buffer("seg0_out_index").device
-        self._buffers["packed"] = self._pack(self.packed_weight()).to(device)
+        self._buffers["packed"] = self._pack(self.packed_weight(), self._device())
 
     # the call
 
     def _floats(self, name: str, t: Tensor) -> Tensor:
-        """`t` as the ops take it: int8 as it is, other accepted types as float32."""
+        """`t` as the ops take it: int8 as it is, other accepted types as float32 on the CPU."""
         if t.dtype == torch.int8:
             return t
         if t.dtype not in _FLOATS:
@@ -326,7 +365,7 @@ class QuantLayer(torch.nn.Module):
                 f"{name}: found a tensor that requires grad; accepted is one that does not, since "
                 "quantized layers have no gradient: call under torch.no_grad(), or detach() it"
             )
-        return t if t.dtype == torch.float32 else t.float()
+        return t if t.dtype == torch.float32 or t.is_cuda else t.float()
 
     def _call(
         self,
@@ -349,7 +388,7 @@ class QuantLayer(torch.nn.Module):
             None if half_input is None else self._floats("half_input", half_input),
         )
         if self._out is None and x.dtype in (torch.float16, torch.bfloat16):
-            return y.to(x.dtype)
+            return y.to(x.dtype)  # on a GPU it has this type already
         return y
 
     def extra_repr(self) -> str:

@@ -10,11 +10,24 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from defakeq import convert_cli
 from defakeq.compress import cli as compression
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_Model = Annotated[
+    str, typer.Option(help="A detector file (.dfq), 'embedded', or package.module:function.")
+]
+_FloatModel = Annotated[
+    str | None,
+    typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
+]
+_Builder = Annotated[
+    str | None,
+    typer.Option(help="A detector's name or package.module:function: the float module of a file."),
+]
 
 app = typer.Typer(
     name="defakeq",
@@ -62,10 +75,8 @@ def detect(
     paths: Annotated[
         list[Path], typer.Argument(help="Pictures, videos, or folders of them.", show_default=False)
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A detector file (.dfq); the embedded one when left out."),
-    ] = None,
+    model: _Model = "embedded",
+    builder: _Builder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames to look at in a video.")] = 16,
 ) -> None:
@@ -78,7 +89,7 @@ def detect(
 
     failed = 0
     results = []
-    for result in scan_all(paths, model, frames):
+    for result in scan_all(paths, model, builder, frames):
         results.append(result)
         if result.error is not None:
             failed += 1
@@ -87,7 +98,7 @@ def detect(
             _print_result(result)
     if as_json:
         document = {
-            "model": "embedded" if model is None else str(model),
+            "model": model,
             "files": [result.to_dict() for result in results],
         }
         typer.echo(json.dumps(document, indent=2))
@@ -113,6 +124,62 @@ def _print_result(result: Any) -> None:
 
 @app.command()
 @_named_errors
+def watch(
+    source: Annotated[str, typer.Argument(help="A film, or a camera's number.")],
+    out: Annotated[Path | None, typer.Option(help="Annotated film to write, .avi or .mp4.")] = None,
+    model: _Model = "embedded",
+    builder: _Builder = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames at most.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Search faces in every so-many-th.")] = 1,
+    window: Annotated[bool, typer.Option(help="Show the frames where a screen is.")] = True,
+) -> None:
+    """Draw faces, scores and the frame rate on a film or a camera's picture.
+
+    Without a screen it writes an annotated film. Keys q and Escape end it.
+    """
+    _quiet_opencv()
+    from defakeq import watch as module
+    from defakeq.detect import Detector
+    from defakeq.scorer import open_model
+
+    shown = window and module.has_window()
+    seen = module.watch(source, Detector(open_model(model, builder)), out, shown, frames, every)
+    score = "no face" if seen.probability is None else f"{seen.probability:.3f}"
+    typer.echo(
+        f"{source}: {seen.frames} frames, {len(seen.scores)} with a face; probability of a forgery "
+        f"{score}; {seen.rate:.1f} frames a second"
+    )
+    if out is not None:
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+@_named_errors
+def explain(
+    image: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("explained.png"),
+    model: _Model = "embedded",
+    float_model: _FloatModel = None,
+    builder: _Builder = None,
+    cells: Annotated[int, typer.Option(min=2, max=40, help="Patches along a side.")] = 10,
+) -> None:
+    """Show where the detector looks in a face, the float network beside the compressed one."""
+    _quiet_opencv()
+    from defakeq import explain as module
+    from defakeq.scorer import open_float, open_model
+
+    scorers = [open_model(model, builder)]
+    floating = open_float(float_model, model, builder)
+    found = module.explain(image, scorers if floating is None else [*scorers, floating], cells)
+    module.write_png(out, found.panels)
+    where = "no face found, the whole picture" if found.box is None else "the largest face"
+    scores = ", ".join(f"{kind} {score:.3f}" for kind, score in found.scores.items())
+    typer.echo(f"{image}: {where}: probability of a forgery: {scores}")
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+@_named_errors
 def demo(
     photo: Annotated[
         Path | None, typer.Argument(help="A picture with a face; a bundled one when left out.")
@@ -120,9 +187,10 @@ def demo(
     copies: Annotated[int, typer.Option(min=1, help="Forged copies to score.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each network.")] = 50,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both networks.")] = 1,
-    save: Annotated[Path | None, typer.Option(help="Folder for the first forged copy.")] = None,
+    people: Annotated[int, typer.Option(min=2, help="People in the generated data.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("defakeq-demo"),
 ) -> None:
-    """Score a real photograph and forged copies of it, before and after compression."""
+    """Score a photograph and forged copies; evaluate generated data into an HTML report."""
     _quiet_opencv()
     import torch
     from rich.console import Console
@@ -130,7 +198,8 @@ def demo(
     from defakeq import demo as module
 
     torch.set_num_threads(threads)
-    module.show(module.run(photo, copies, repeats, save), Console())
+    module.show(module.run(photo, copies, repeats, out), Console())
+    typer.echo(f"report on generated data: {module.report(out, people)}")
 
 
 @app.command()
@@ -166,6 +235,29 @@ def export(
         typer.echo(f"  approximated, {count} times: {note}")
 
 
+@app.command()
+@_named_errors
+def aot(
+    model: Annotated[Path, typer.Argument(help="A program (.dfq).", show_default=False)],
+    arch: Annotated[str, typer.Option(help="sm_87, sm_89 or sm_90.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write; a new one.", show_default=False)],
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+) -> None:
+    """Compile the layers of a program for a GPU, with a C++ loader; needs Triton but no GPU."""
+    try:
+        from defakeq_kernels.triton.aot import build
+    except ImportError as error:
+        raise ImportError(
+            f"defakeq aot: found no Triton ({error}); accepted is triton >= 3.5: "
+            "`pip install triton`"
+        ) from error
+
+    made = build(model, out, arch, batch)
+    typer.echo(
+        f"{made.folder}: {made.layers} layers, {made.kernels} kernels, {made.size / 1e6:.2f} MB"
+    )
+
+
 @app.command(
     add_help_option=False,
     context_settings={
@@ -194,13 +286,8 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Name of a data set (docs/data.md); 'folder' for real/ and fake/."),
     ] = None,
-    float_model: Annotated[
-        str | None,
-        typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
-    ] = None,
-    builder: Annotated[
-        str | None, typer.Option(help="package.module:function that returns the float module.")
-    ] = None,
+    float_model: _FloatModel = None,
+    builder: _Builder = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     compression: Annotated[str, typer.Option(help="raw, c23 or c40.")] = "c23",
     frames: Annotated[int | None, typer.Option(help="Frames a video; all if left out.")] = None,
@@ -288,6 +375,8 @@ def data(context: typer.Context) -> None:
     data_app(args=context.args, prog_name="defakeq data")
 
 
+app.command()(_named_errors(convert_cli.detectors))
+app.command()(_named_errors(convert_cli.convert))
 app.command()(_named_errors(compression.compress))
 app.command()(_named_errors(compression.inspect))
 

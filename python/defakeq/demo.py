@@ -1,10 +1,12 @@
-"""The demonstration: a real photograph and forged copies of it, before and after compression."""
+"""The demonstration, before and after compression.
+
+A real photograph and forged copies of it are scored, then generated data in two layouts is
+evaluated into a report.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from defakeq.detect import Detector, float_detector, load_model
+from defakeq.data.generate import MANIFEST, Options, generate
 from defakeq.embedded.data import (
     face_outline,
     forge,
@@ -25,9 +27,11 @@ from defakeq.embedded.data import (
     to_bytes,
     to_float,
 )
-from defakeq.embedded.network import CHECKPOINT, PACKED, REPORT, to_input
+from defakeq.embedded.network import REPORT
+from defakeq.evaluate import run as evaluation
 from defakeq.faces import Box, crop_square, find_faces, margin_box
 from defakeq.images import read_image
+from defakeq.scorer import EMBEDDED, latencies, open_float, open_model
 
 ByteImage = NDArray[np.uint8]
 
@@ -70,20 +74,6 @@ def crop_of(image: ByteImage, box: Box) -> ByteImage:
     return resize_input(crop_square(image, margin_box(box)))
 
 
-def latencies(detectors: list[Detector], crop: ByteImage, repeats: int) -> list[float]:
-    """Return each network's median milliseconds for one face, measured in turns."""
-    x = to_input(crop[None]).contiguous(memory_format=torch.channels_last)
-    times: list[list[float]] = [[] for _ in detectors]
-    with torch.inference_mode():
-        for turn in range(repeats + 3):
-            for detector, spent in zip(detectors, times, strict=True):
-                start = time.perf_counter()
-                detector.model(x)
-                if turn >= 3:  # the first turns warm up
-                    spent.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(spent) for spent in times]
-
-
 def run(
     photo: Path | None = None, copies: int = 20, repeats: int = 50, save: Path | None = None
 ) -> dict[str, Any]:
@@ -110,18 +100,17 @@ def run(
     real = crop_of(image, box)
     crops = np.stack([crop_of(forged, box) for forged in forgeries])
     names = ["float32, torch", "compressed, DefakeQ"]
-    sizes = [CHECKPOINT.stat().st_size, PACKED.stat().st_size if PACKED.exists() else 0]
-    detectors = [float_detector(), Detector(load_model())]
-    times = latencies(detectors, real, repeats)
+    floating = open_float(EMBEDDED, EMBEDDED)
+    if floating is None:
+        raise RuntimeError("the embedded detector has no float network")
+    scorers = [floating, open_model()]
+    times = latencies(scorers, real, repeats)
     rows = [
-        Row(
-            name,
-            size,
-            spent,
-            float(detector.score(real[None])[0]),
-            [float(value) for value in detector.score(crops)],
+        Row(name, scorer.size, spent, float(scores[0]), scores[1:].tolist())
+        for name, scorer, spent, scores in (
+            (name, scorer, spent, scorer.score(np.concatenate([real[None], crops])))
+            for name, scorer, spent in zip(names, scorers, times, strict=True)
         )
-        for name, size, spent, detector in zip(names, sizes, times, detectors, strict=True)
     ]
     return {
         "photo": name,
@@ -129,6 +118,29 @@ def run(
         "rows": rows,
         "report": json.loads(REPORT.read_text()),
     }
+
+
+DATASETS = ("FaceForensics++", "Celeb-DF-v2")
+
+
+def report(out: Path, people: int = 8, quiet: bool = False) -> Path:
+    """Evaluate the embedded detector on generated data; return the HTML report's path.
+
+    The data, of ``people`` people in two layouts, is made in ``out/data`` unless it is there.
+    """
+    for name in DATASETS:
+        if not (out / "data" / "dataset_json" / f"{name}.{MANIFEST}").exists():
+            options = Options(name, people, frames=4, splits=("test",))
+            generate(out / "data", options)
+    settings = evaluation.Settings(out / "data", DATASETS)
+    found = evaluation.evaluate(settings, quiet=quiet)
+    if found is None:
+        raise RuntimeError("the demonstration runs in one process; found several")
+    spent = evaluation.timing(settings, found)
+    path = out / "report.html"
+    evaluation.write(path, evaluation.to_html(settings, found, spent))
+    evaluation.write(out / "report.json", evaluation.to_json(found.document))
+    return path
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -1,9 +1,9 @@
-"""Scoring the faces in pictures and videos with a compressed detector."""
+"""Scoring the faces in pictures and videos."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defakeq.embedded.data import resize_input
-from defakeq.embedded.network import INPUT_SIZE, PACKED, load_float, to_input
+from defakeq.embedded.network import INPUT_SIZE
 from defakeq.faces import Box, crop_square, find_faces, margin_box
 from defakeq.images import collect, is_video, read_frames, read_image
+from defakeq.scorer import EMBEDDED, Scorer, open_model
 
 ByteImage = NDArray[np.uint8]
 
@@ -55,56 +55,31 @@ class FileScore:
         return asdict(self)
 
 
-def load_model(path: Path | None = None) -> torch.nn.Module:
-    """Return the detector of a ``.dfq`` file, or the embedded one.
-
-    Raises ``ValueError`` when the file is missing or is no detector file.
-    """
-    from defakeq.conversion import load
-
-    chosen = PACKED if path is None else path
-    if not chosen.is_file():
-        raise ValueError(f"model: found {chosen}, which is no file; accepted: a .dfq file")
-    try:
-        return load(chosen)
-    except ValueError as error:
-        raise ValueError(f"model: found {chosen}, accepted: a .dfq file; {error}") from error
-
-
 class Detector:
-    """Finds faces and scores them.
+    """Finds faces and scores them with any :class:`~defakeq.scorer.Scorer` or module.
 
-    ``model`` maps float32 (batch, 3, 128, 128), RGB from -1 to 1, to the logit of "forged"; the
-    embedded compressed detector when None.
+    A module is taken as a scorer takes it. The embedded compressed detector when None.
     """
 
-    def __init__(self, model: torch.nn.Module | None = None) -> None:
-        self.model = (load_model() if model is None else model).eval()
+    def __init__(self, model: torch.nn.Module | Scorer | None = None) -> None:
+        if model is None:
+            model = open_model()
+        self.scorer = model if isinstance(model, Scorer) else Scorer("model", model, 0, "")
 
-    def score(self, crops: ByteImage) -> NDArray[np.float64]:
-        """Return the probability of "forged" of crops, uint8 RGB (batch, 128, 128, 3).
+    def score(self, crops: Sequence[ByteImage] | ByteImage) -> NDArray[np.float64]:
+        """Return the probability of "forged" of crops, each uint8 RGB (height, width, 3).
 
         Raises ``ValueError`` when the model does not give one number a crop.
         """
-        x = to_input(crops).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            logits = self.model(x)
-        if not isinstance(logits, torch.Tensor) or logits.numel() != len(crops):
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits)
-            raise ValueError(
-                f"model: found an output of {found} for {len(crops)} crops, accepted: "
-                "one logit each"
-            )
-        out: NDArray[np.float64] = torch.sigmoid(logits.double()).flatten().numpy()
-        return out
+        return self.scorer.score(np.stack([self.scorer.prepare(crop) for crop in crops]))
 
     def inspect(self, image: ByteImage, frame: int | None = None) -> list[FaceScore]:
         """Return the faces of a picture, uint8 RGB (height, width, 3), the largest first."""
         scores = []
         for box in find_faces(image):
-            crop = resize_input(crop_square(image, margin_box(box)))
+            stack = self.scorer.prepare(crop_square(image, margin_box(box)))[None]
             start = time.perf_counter()
-            probability = float(self.score(crop[None])[0])
+            probability = float(self.scorer.score(stack)[0])
             spent = (time.perf_counter() - start) * 1e3
             scores.append(FaceScore(box, probability, spent, frame))
         return scores
@@ -135,16 +110,16 @@ class Detector:
         return FileScore(str(path), kind, faces, probability, spent)
 
 
-def scan_all(paths: list[Path], model: Path | None = None, frames: int = 16) -> Iterator[FileScore]:
-    """Yield the scores of files and folders in order. See :meth:`Detector.scan`."""
+def scan_all(
+    paths: list[Path], model: str = EMBEDDED, builder: str | None = None, frames: int = 16
+) -> Iterator[FileScore]:
+    """Yield the scores of files and folders in order. See :meth:`Detector.scan`.
+
+    ``model`` and ``builder`` are those of :func:`defakeq.scorer.open_model`.
+    """
     files = collect(paths)
-    detector = Detector(load_model(model))
+    detector = Detector(open_model(model, builder))
     # The first call prepares threads and memory; no face's time should have that in it.
-    detector.score(np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
+    detector.score([np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)])
     for path in files:
         yield detector.scan(path, frames)
-
-
-def float_detector() -> Detector:
-    """Return the detector with the float32 network that the embedded one was made from."""
-    return Detector(load_float())

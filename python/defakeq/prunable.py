@@ -3,11 +3,13 @@
 The model's exported graph is run on channel numbers instead of values: each output channel of a
 layer gets a number, data movement moves numbers, and where an operation meets two numbers (a
 residual sum, a gate) their channels are tied: they go or stay together. Attention ties all channels
-of a head. A channel that is dropped is zero wherever it appears, in constants added to it too.
+of a head. A channel that is dropped is zero wherever it appears, in constants added to it too:
+`drop_constants` sees to that.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from defakeq.fold import Inputs
 from defakeq.plan import LayerPlan, QuantPlan, quantizable_layers
 
 _MULTIPLE = 8
@@ -43,11 +46,14 @@ class Channels:
         outputs: for each layer, each output's tie: channels of the same tie go together.
         inputs: the same for each input; -1 for inputs that are no layer's output. Grouped
             convolutions have none.
+        constants: for each parameter that is no layer's and meets channels (added to them, beside
+            them, of a LayerNorm), each element's tie; -1 where there is none.
     """
 
     groups: tuple[Group, ...]
     outputs: dict[str, tuple[int, ...]]
     inputs: dict[str, tuple[int, ...]]
+    constants: dict[str, Tensor]
 
 
 def analyse(model: nn.Module, example: Tensor) -> Channels:
@@ -116,6 +122,45 @@ def half_plan(
     return plan
 
 
+def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
+    """Sets what is added to dropped channels to zero, in place.
+
+    A channel is dropped when the plan drops it from all layers that make it and no layer reads it.
+    A model that cannot be analysed keeps its constants.
+
+    Args:
+        model: in evaluation mode; its class tokens, position embeddings, LayerNorms are changed.
+        plan: for this model.
+        inputs: what it is called with, positional and by name.
+    """
+    handled = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+    own = [
+        parameter
+        for module in model.modules()
+        if not isinstance(module, handled)
+        for parameter in module.parameters(recurse=False)
+    ]
+    if not own or all(layer.keep_out is None for layer in plan.layers.values()):
+        return
+    try:
+        channels = _Analysis(torch.export.export(model, *inputs)).run()
+    except ValueError:
+        return
+    alive: set[int] = set()
+    for name, ties in channels.outputs.items():
+        layer = plan.layers.get(name)
+        kept = None if layer is None else layer.keep_out
+        alive.update(ties if kept is None else (ties[c] for c in kept))
+    for name, ties in channels.inputs.items():
+        layer = plan.layers.get(name)
+        kept = None if layer is None else layer.keep_in
+        alive.update(ties if kept is None else (ties[c] for c in kept))
+    with torch.no_grad():
+        for name, where in channels.constants.items():
+            living = torch.tensor(sorted({-1, *alive}))
+            model.get_parameter(name)[~torch.isin(where, living)] = 0
+
+
 def _strength(module: nn.Module) -> Any:
     """The norm of each output's weights, relative to the layer's mean."""
     weight = module.weight
@@ -166,6 +211,9 @@ class _Analysis:
         self.frozen: set[int] = set()
         self.outputs: dict[str, list[int]] = {}
         self.inputs: dict[str, list[int]] = {}
+        self.origins: dict[fx.Node, tuple[str, Tensor]] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def find(self, number: int) -> int:
         while self.parent[number] != number:
@@ -193,6 +241,10 @@ class _Analysis:
             elif node.op == "placeholder" or node.op == "get_attr":
                 shape = getattr(node.meta.get("val"), "shape", None)
                 values[node] = None if shape is None else _zeros(shape)
+                if shape is not None and node.name in self.parameters:
+                    count = torch.arange(node.meta["val"].numel())
+                    self.origins[node] = (self.parameters[node.name], count.reshape(shape))
+                    self.shapes[self.parameters[node.name]] = tuple(shape)
             elif node.op == "call_function":
                 values[node] = self.call(node, values)
         return self.result()
@@ -213,12 +265,22 @@ class _Analysis:
         if name in ("conv2d", "linear"):
             return self.layer(node, name, args, kwargs)
         if not any(bool(value.any()) for value in found):
+            first = node.args[0] if node.args else None
+            if name in _MOVES and isinstance(first, fx.Node) and first in self.origins:
+                parameter, index = self.origins[first]
+                self.origins[node] = (parameter, target(index, *args[1:], **kwargs))
             return torch.utils._pytree.tree_map(
                 lambda value: _zeros(value.shape) if isinstance(value, Tensor) else value,
                 node.meta.get("val"),
             )
+        if name == "cat":
+            args = (self.beside(node, args), *args[1:])
         if name in _MOVES:
             return target(*args, **kwargs)
+        if name == "layer_norm":
+            for source in node.args[2:4]:
+                if source in self.origins:
+                    self.added(source, args[0])
         if name in _KEEPS:
             return args[0]
         if name in _MEETS:
@@ -293,12 +355,46 @@ class _Analysis:
         if len(values) == 1:
             return values[0]
         shape = torch.broadcast_shapes(*(value.shape for value in values))
+        for source, other in zip(node.args, reversed(values), strict=False):
+            if source in self.origins:
+                self.added(source, other.expand(shape))
         a, b = _narrowed(*(value.expand(shape) for value in values))
         both = (a != b) & (a != 0) & (b != 0)
         if bool(both.any()):
             for first, second in _unique_pairs(a[both], b[both]):
                 self.tie(first, second)
         return torch.where(a != 0, a, b).expand(shape)
+
+    def beside(self, node: fx.Node, args: tuple[Any, ...]) -> list[Tensor]:
+        """The parts of a concatenation; constants get the numbers of what they stand beside."""
+        parts, dim = list(args[0]), int(args[1]) if len(args) > 1 else 0
+        numbered = [part for part in parts if bool(part.any())]
+        rows = [part.narrow(dim, 0, 1) for part in numbered]
+        if any(
+            not torch.equal(row.expand(part.shape), part)
+            for row, part in zip(rows, numbered, strict=True)
+        ):
+            return parts
+        for i, source in enumerate(node.args[0]):  # type: ignore[arg-type, union-attr]
+            if source in self.origins and not bool(parts[i].any()):
+                parts[i] = rows[0].expand(parts[i].shape)
+                self.added(source, parts[i])
+        return parts
+
+    def added(self, source: Any, numbers: Tensor) -> None:
+        """Notes the numbers of the channels that a constant meets; 0 where they are several."""
+        name, index = self.origins[source]
+        at, found = index.expand(numbers.shape).reshape(-1), numbers.reshape(-1)
+        count = math.prod(self.shapes[name])
+        low, high = (
+            torch.zeros(count, dtype=torch.long).scatter_reduce_(
+                0, at, found, how, include_self=False
+            )
+            for how in ("amin", "amax")
+        )
+        found = torch.where(low == high, low, 0)
+        held = self.constants.setdefault(name, found)
+        self.constants[name] = torch.where(held == found, held, 0)
 
     def attention(self, node: fx.Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.dim() != 4 or q.shape[1] != v.shape[1]:
@@ -334,7 +430,12 @@ class _Analysis:
             name: tuple(self.find(number) if number else -1 for number in numbers)
             for name, numbers in self.inputs.items()
         }
-        return Channels(tuple(Group(tuple(g)) for g in groups.values()), outputs, inputs)
+        constants = {}
+        for name, found in self.constants.items():
+            ties = [self.find(number) if number else -1 for number in found.tolist()]
+            shape = self.shapes[name]
+            constants[name] = torch.tensor(ties).reshape(shape)
+        return Channels(tuple(Group(tuple(g)) for g in groups.values()), outputs, inputs, constants)
 
 
 def _narrowed(*tensors: Tensor, keep: Sequence[int] = ()) -> list[Tensor]:

@@ -14,12 +14,16 @@ using Block = typename V::F[kBlock / V::W];
 // n <= 16 floats; the others come out as 0.
 template <class V>
 DQ_INLINE void load_floats(const float* p, int n, Block<V>& y) {
-  float tail[kBlock] = {};
-  if (n < kBlock) {
+  constexpr int kParts = kBlock / V::W;
+  if (n >= kBlock) {
+    for (int i = 0; i < kParts; ++i) y[i] = V::load(p + i * V::W);
+  } else if constexpr (requires { V::load_part(p, n); }) {
+    for (int i = 0; i < kParts; ++i) y[i] = V::load_part(p + i * V::W, n - i * V::W);
+  } else {
+    float tail[kBlock] = {};
     std::memcpy(tail, p, sizeof(float) * static_cast<size_t>(n));
-    p = tail;
+    for (int i = 0; i < kParts; ++i) y[i] = V::load(tail + i * V::W);
   }
-  for (int i = 0; i < kBlock / V::W; ++i) y[i] = V::load(p + i * V::W);
 }
 
 // n <= 16 values from element `at` on; the others come out as those of the zero point (0).

@@ -122,6 +122,27 @@ DQ_INLINE typename V::F apply_binary(BinaryFn fn, typename V::F a, typename V::F
   return a;
 }
 
+// Rows [begin, end) of B whole blocks of channels from c on: a * b by channel, int8 to int8, not in
+// place. The blocks of b stay in registers.
+template <class V, int B>
+DQ_INLINE void scale_channels(const BinaryArgs& g, int64_t c, int64_t begin, int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  Block<V> b[B];
+  for (int i = 0; i < B; ++i) load_block<V>(g.b, c + i * kBlock, kBlock, b[i]);
+  const typename V::I zero = V::set1_i(g.a.quantization.zero_point);
+  const typename V::F scale = V::set1(g.a.quantization.scale);
+  const Post post = g.post;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t at = r * g.channels + c;
+    const int8_t* x = static_cast<const int8_t*>(g.a.data) + at;
+    int8_t* out = static_cast<int8_t*>(g.out) + at;
+    for (int i = 0; i < B * kParts; ++i) {
+      const typename V::F y = V::mul(V::to_f(V::sub_i(V::load_s8(x + i * V::W), zero)), scale);
+      V::store_s8(out + i * V::W, quantized<V>(post, V::mul(y, b[i / kParts][i % kParts])));
+    }
+  }
+}
+
 // Sums of an int8 operand round once: fma(q - zero_point, scale, b).
 template <class V, bool kFusedSum>
 DQ_INLINE void binary_rows(const BinaryArgs& g, int64_t begin, int64_t end) {
@@ -160,8 +181,23 @@ DQ_INLINE void binary_rows(const BinaryArgs& g, int64_t begin, int64_t end) {
   }
 }
 
+// Whether a result is stored without anything but rounding.
+DQ_INLINE bool plain_int8(const Post& post) {
+  return post.out_dtype == DType::kInt8 && post.residual == nullptr && post.table == nullptr &&
+         post.activation == Activation::kNone;
+}
+
 template <class V>
 void binary(const BinaryArgs& g, int64_t begin, int64_t end) {
+  if (g.fn == BinaryFn::kMul && g.b_shape == Broadcast::kChannel && g.channels >= kBlock &&
+      g.a.dtype == DType::kInt8 && g.out != g.a.data && plain_int8(g.post)) {
+    int64_t c = 0;
+    for (; c + 4 * kBlock <= g.channels; c += 4 * kBlock) scale_channels<V, 4>(g, c, begin, end);
+    for (; c + kBlock <= g.channels; c += kBlock) scale_channels<V, 1>(g, c, begin, end);
+    // the last channels, some of them again
+    if (c < g.channels) scale_channels<V, 1>(g, g.channels - kBlock, begin, end);
+    return;
+  }
   if (g.a.dtype == DType::kInt8 && (g.fn == BinaryFn::kAdd || g.fn == BinaryFn::kSub)) {
     binary_rows<V, true>(g, begin, end);
   } else {

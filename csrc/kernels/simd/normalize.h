@@ -141,7 +141,8 @@ DQ_INLINE void softmax_rows(const SoftmaxCodesArgs& g, int64_t row) {
       float* scores = g.scores + (row + r) * g.pitch + c;
       const int64_t at = (row + r) * g.n + c;
       Block<V> s, more;
-      for (int i = 0; i < kParts; ++i) s[i] = V::load(scores + i * V::W);
+      // Not what stands behind the row: denormal numbers there would be slow.
+      load_floats<V>(scores, n, s);
       if (g.bias != nullptr) {
         load_floats<V>(g.bias + at, n, more);
         for (int i = 0; i < kParts; ++i) s[i] = V::fma(s[i], alpha, more[i]);
@@ -151,7 +152,7 @@ DQ_INLINE void softmax_rows(const SoftmaxCodesArgs& g, int64_t row) {
         for (int i = 0; i < kParts; ++i) s[i] = V::add(s[i], more[i]);
       }
       if (n < kBlock) {
-        // whatever stands behind the row becomes -inf or NaN: no maximum, and no code above 0
+        // behind the row: no maximum, and no code above 0
         for (int i = 0; i < kParts; ++i) {
           s[i] = V::add(s[i], V::load(kTailLanes + kBlock - n + i * V::W));
         }

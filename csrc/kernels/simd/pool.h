@@ -31,6 +31,46 @@ DQ_INLINE void add_window(const int8_t* x, int64_t width, int64_t channels, cons
   }
 }
 
+// Sums of B blocks of adjacent int8 channels over `rows` rows, `stride` bytes apart.
+template <class V, int B>
+DQ_INLINE void sum_columns(const int8_t* x, int64_t rows, int64_t stride,
+                           typename V::I (&sum)[B * kBlock / V::W]) {
+  constexpr int kParts = B * kBlock / V::W;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int i = 0; i < kParts; ++i) {
+      sum[i] = V::add_i(sum[i], V::load_s8(x + r * stride + i * V::W));
+    }
+  }
+}
+
+// The mean over rows of B blocks of channels from c on; of the last, n channels are there.
+template <class V, int B>
+DQ_INLINE void mean_columns(const Operand& x, int64_t rows, int64_t channels, const Post& post,
+                            void* out, int64_t c, int n) {
+  constexpr int kParts = kBlock / V::W;
+  const auto* bytes = static_cast<const int8_t*>(x.data);
+  typename V::I sum[B * kParts];
+  for (auto& part : sum) part = V::set1_i(0);
+  // The bytes behind the channels of a part block are read too, as long as they belong to x.
+  int64_t whole = rows;
+  while (whole > 0 && (whole - 1) * channels + c + B * kBlock > rows * channels) --whole;
+  sum_columns<V, B>(bytes + c, whole, channels, sum);
+  for (int64_t r = whole; r < rows; ++r) {
+    int8_t tail[B * kBlock] = {};
+    std::memcpy(tail, bytes + r * channels + c, static_cast<size_t>(n));
+    sum_columns<V, B>(tail, 1, 0, sum);
+  }
+  const typename V::F factor = V::set1(x.quantization.scale * (1.0f / static_cast<float>(rows)));
+  const typename V::I zero = V::set1_i(static_cast<int32_t>(rows * x.quantization.zero_point));
+  for (int b = 0; b < B; ++b) {
+    Block<V> y;
+    for (int i = 0; i < kParts; ++i) {
+      y[i] = V::mul(V::to_f(V::sub_i(sum[b * kParts + i], zero)), factor);
+    }
+    finish_block<V>(post, out, 0, 0, c + b * kBlock, b + 1 < B ? kBlock : n, y);
+  }
+}
+
 // One output pixel `row` of an average.
 template <class V>
 DQ_INLINE void average_window(const Operand& x, int64_t width, int64_t channels, const Window& w,
@@ -71,6 +111,25 @@ DQ_INLINE void average_window(const Operand& x, int64_t width, int64_t channels,
   });
 }
 
+typedef int8_t PoolBytes __attribute__((vector_size(kPoolChannels)));
+
+// The largest of kPoolChannels channels from c on.
+template <class V>
+DQ_INLINE void max_bytes(const int8_t* x, int64_t width, int64_t channels, const Window& w,
+                         int64_t c, int8_t* out) {
+  PoolBytes best;
+  std::memset(&best, -128, sizeof(best));
+  for (int64_t y = w.y0; y < w.y1; ++y) {
+    const int8_t* from = x + (y * width + w.x0) * channels + c;
+    for (int64_t px = w.x0; px < w.x1; ++px, from += channels) {
+      PoolBytes v;
+      std::memcpy(&v, from, sizeof(v));
+      best = v > best ? v : best;
+    }
+  }
+  std::memcpy(out + c, &best, sizeof(best));
+}
+
 template <class V>
 DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, const Window& w,
                           const Post& post, void* out, int64_t row) {
@@ -78,22 +137,25 @@ DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, con
   if (x.dtype == DType::kInt8 && post.out_dtype == DType::kInt8) {
     // the same quantization on both sides: bytes are compared as they are
     const auto* bytes = static_cast<const int8_t*>(x.data);
-    for (int64_t c = 0; c < channels; c += kPoolChannels) {
-      const int64_t n = channels - c < kPoolChannels ? channels - c : kPoolChannels;
-      int8_t best[kPoolChannels];
-      std::memset(best, -128, sizeof(best));
+    auto* to = static_cast<int8_t*>(out) + row * channels;
+    int64_t c = 0;
+    for (; c + kPoolChannels <= channels; c += kPoolChannels) {
+      max_bytes<V>(bytes, width, channels, w, c, to);
+    }
+    if (c < channels && channels >= kPoolChannels) {
+      // the last channels, some of them again
+      max_bytes<V>(bytes, width, channels, w, channels - kPoolChannels, to);
+      return;
+    }
+    for (; c < channels; ++c) {
+      int8_t best = -128;
       for (int64_t y = w.y0; y < w.y1; ++y) {
         for (int64_t px = w.x0; px < w.x1; ++px) {
-          const int8_t* from = bytes + (y * width + px) * channels + c;
-          if (n == kPoolChannels) {
-            for (int64_t i = 0; i < kPoolChannels; ++i)
-              best[i] = from[i] > best[i] ? from[i] : best[i];
-          } else {
-            for (int64_t i = 0; i < n; ++i) best[i] = from[i] > best[i] ? from[i] : best[i];
-          }
+          const int8_t v = bytes[(y * width + px) * channels + c];
+          best = v > best ? v : best;
         }
       }
-      std::memcpy(static_cast<int8_t*>(out) + row * channels + c, best, static_cast<size_t>(n));
+      to[c] = best;
     }
     return;
   }
@@ -107,6 +169,34 @@ DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, con
       }
     }
     finish_block<V>(post, out, channels, row, c, n, y);
+  });
+}
+
+// Channels [begin, end) of the mean over all rows; begin is a multiple of 16.
+template <class V>
+void mean_rows(const Operand& x, int64_t rows, int64_t channels, const Post& post, void* out,
+               int64_t begin, int64_t end) {
+  constexpr int kParts = kBlock / V::W;
+  if (x.dtype == DType::kInt8) {
+    int64_t c = begin;
+    for (; c + 4 * kBlock <= end; c += 4 * kBlock) {
+      mean_columns<V, 4>(x, rows, channels, post, out, c, kBlock);
+    }
+    for_blocks(end - c, [&](int64_t b, int n) __attribute__((always_inline)) {
+      mean_columns<V, 1>(x, rows, channels, post, out, c + b, n);
+    });
+    return;
+  }
+  const typename V::F inv = V::set1(1.0f / static_cast<float>(rows));
+  for_blocks(end - begin, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> y, v;
+    for (auto& part : y) part = V::set1(0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      load_block<V>(x, r * channels + begin + c, n, v);
+      for (int i = 0; i < kParts; ++i) y[i] = V::add(y[i], v[i]);
+    }
+    for (auto& part : y) part = V::mul(part, inv);
+    finish_block<V>(post, out, 0, 0, begin + c, n, y);
   });
 }
 

@@ -32,6 +32,7 @@ constexpr KernelTable shared_kernels(const char* isa) {
   table.pack_columns = pack_columns<V>;
   table.pool2d = pool2d<V>;
   table.adaptive_avg_pool2d = adaptive_avg_pool2d<V>;
+  table.mean_rows = mean_rows<V>;
   table.interpolate = interpolate<V>;
   table.from_nchw = from_nchw<V>;
   table.to_nchw = to_nchw<V>;

@@ -11,54 +11,45 @@ from collections.abc import Callable
 
 import torch
 
+from defakeq.detectors import (
+    efficientnet,
+    f3net,
+    lsda,
+    meso,
+    npr,
+    resnet,
+    spsl,
+    srm,
+    ucf,
+    vision_transformers,
+    wavelet_clip,
+    xception,
+)
 from defakeq.detectors.base import Detector
 from defakeq.detectors.checkpoint import LoadReport, WeightsError
-from defakeq.detectors.efficientnet import efficientnet_b4
-from defakeq.detectors.f3net import f3net
-from defakeq.detectors.lsda import lsda
-from defakeq.detectors.meso import meso4, mesoinception4
-from defakeq.detectors.npr import npr
-from defakeq.detectors.resnet import resnet34
-from defakeq.detectors.spsl import spsl
-from defakeq.detectors.srm import srm
-from defakeq.detectors.ucf import ucf
-from defakeq.detectors.vision_transformers import (
-    deit_base,
-    deit_small,
-    deit_tiny,
-    swin_base,
-    swin_small,
-    vit_base,
-    vit_small,
-)
-from defakeq.detectors.wavelet_clip import wavelet_clip
-from defakeq.detectors.xception import xception
 
 __all__ = ["Detector", "LoadReport", "WeightsError", "build", "names"]
 
 _BUILDERS: dict[str, Callable[[], Detector]] = {
-    function.__name__: function
-    for function in (
-        deit_tiny,
-        deit_small,
-        deit_base,
-        vit_small,
-        vit_base,
-        swin_small,
-        swin_base,
-        lsda,
-        npr,
-        ucf,
-        wavelet_clip,
-        meso4,
-        mesoinception4,
-        resnet34,
-        xception,
-        efficientnet_b4,
-        f3net,
-        spsl,
-        srm,
-    )
+    "deit_tiny": vision_transformers.deit_tiny,
+    "deit_small": vision_transformers.deit_small,
+    "deit_base": vision_transformers.deit_base,
+    "vit_small": vision_transformers.vit_small,
+    "vit_base": vision_transformers.vit_base,
+    "swin_small": vision_transformers.swin_small,
+    "swin_base": vision_transformers.swin_base,
+    "lsda": lsda.Lsda,
+    "npr": npr.Npr,
+    "ucf": ucf.Ucf,
+    "wavelet_clip": wavelet_clip.WaveletClip,
+    "meso4": meso.meso4,
+    "mesoinception4": meso.mesoinception4,
+    "resnet34": resnet.ResNet34,
+    "xception": xception.XceptionDetector,
+    "efficientnet_b4": efficientnet.EfficientNetDetector,
+    "f3net": f3net.F3Net,
+    "spsl": spsl.Spsl,
+    "srm": srm.Srm,
 }
 
 
@@ -88,6 +79,7 @@ def build(name: str, pretrained: str | os.PathLike[str] | None = None, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         detector = builder()
+    detector.published_name = name
     if pretrained is not None:
         detector.load_weights(pretrained)
     return detector.eval()

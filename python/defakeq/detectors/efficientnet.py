@@ -149,8 +149,3 @@ class EfficientNetDetector(Detector):
         pooled = F.adaptive_avg_pool2d(features, 1).flatten(1)
         logits: Tensor = self.backbone.last_layer(pooled)
         return logits
-
-
-def efficientnet_b4() -> EfficientNetDetector:
-    """EfficientNet-B4."""
-    return EfficientNetDetector()

@@ -92,8 +92,3 @@ class F3Net(Detector):
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits (batch, 2)."""
         return self.backbone.classify(features)
-
-
-def f3net() -> F3Net:
-    """F3-Net."""
-    return F3Net()

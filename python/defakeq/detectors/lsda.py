@@ -72,8 +72,3 @@ class Lsda(Detector):
         """Return the logits (batch, 2)."""
         logits: Tensor = self.model.binary_classifier(features)
         return logits
-
-
-def lsda() -> Lsda:
-    """LSDA."""
-    return Lsda()

@@ -55,8 +55,3 @@ class Npr(Detector):
         """Return the logit (batch, 1)."""
         logit: Tensor = self.fc1(features)
         return logit
-
-
-def npr() -> Npr:
-    """NPR."""
-    return Npr()

@@ -49,8 +49,3 @@ class ResNet34(Detector):
         """Return the logits (batch, 2)."""
         logits: Tensor = self.backbone.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))
         return logits
-
-
-def resnet34() -> ResNet34:
-    """ResNet-34."""
-    return ResNet34()

@@ -47,8 +47,3 @@ class Spsl(Detector):
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits (batch, 2)."""
         return self.backbone.classify(features)
-
-
-def spsl() -> Spsl:
-    """SPSL."""
-    return Spsl()

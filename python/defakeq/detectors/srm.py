@@ -212,8 +212,3 @@ class Srm(Detector):
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits (batch, 2)."""
         return self.backbone_rgb.classify(features)
-
-
-def srm() -> Srm:
-    """SRM."""
-    return Srm()

@@ -84,8 +84,3 @@ class Ucf(Detector):
         """Return the logits (batch, 2)."""
         logits: Tensor = self.head_sha.mlp(features)
         return logits
-
-
-def ucf() -> Ucf:
-    """UCF."""
-    return Ucf()

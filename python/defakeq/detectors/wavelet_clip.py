@@ -54,8 +54,3 @@ class WaveletClip(Detector):
         low, high = self.dwt(features.unsqueeze(1))
         logits: Tensor = self.head(self.idwt(self.slp(low), high).squeeze(1))
         return logits
-
-
-def wavelet_clip() -> WaveletClip:
-    """Wavelet-CLIP."""
-    return WaveletClip()

@@ -61,8 +61,3 @@ class XceptionDetector(Detector):
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits (batch, 2)."""
         return self.backbone.classify(features)
-
-
-def xception() -> XceptionDetector:
-    """Xception."""
-    return XceptionDetector()

@@ -182,18 +182,23 @@ def blend_mask(rng: np.random.Generator, size: int, outline: Points) -> FloatIma
     return np.asarray(out, np.float32)
 
 
-def forge(rng: np.random.Generator, image: FloatImage, outline: Points) -> FloatImage:
+def forge(
+    rng: np.random.Generator, image: FloatImage, outline: Points, full: bool = False
+) -> FloatImage:
     """Return a self-blended copy of a square float image (RGB, 0 to 1).
 
-    ``outline`` is the polygon (x, y) of the inner face in pixels. A generator in the same state
+    ``outline`` is the polygon (x, y) of the inner face in pixels. ``full`` forgeries cover their
+    whole mask and always differ in color; without it some are weaker. A generator in the same state
     gives the same forgery.
     """
     size = image.shape[0]
-    mask = blend_mask(rng, size, outline) * np.float32(rng.choice([0.5, 0.75, 1, 1, 1, 1]))
+    mask = blend_mask(rng, size, outline)
+    opacity = rng.choice([0.5, 0.75, 1, 1, 1, 1])
+    mask = mask * np.float32(1 if full else opacity)
     changed = image
     recolor, refilter = rng.random() < 0.8, rng.random() < 0.75
-    if recolor or not refilter:
-        changed = _recolor(rng, changed, rng.uniform(0.5, 1.3))
+    if full or recolor or not refilter:
+        changed = _recolor(rng, changed, rng.uniform(0.9 if full else 0.5, 1.3))
     if refilter:
         changed = _refilter(rng, changed)
     source, target = (changed, image) if rng.random() < 0.65 else (image, changed)

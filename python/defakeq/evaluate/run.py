@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from defakeq import metrics
 from defakeq.data import Dataset, open_dataset
 from defakeq.evaluate import html, plots, saliency, shards
-from defakeq.evaluate.scorer import Scorer, latencies, open_float, open_model
 from defakeq.evaluate.shards import Scores, World
+from defakeq.scorer import Scorer, latencies, open_float, open_model
 
 KINDS = ("compressed", "float")
 

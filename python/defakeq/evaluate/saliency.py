@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defakeq.evaluate.scorer import Scorer
+from defakeq.scorer import Scorer
 
 ByteImage = NDArray[np.uint8]
 FloatImage = NDArray[np.float32]

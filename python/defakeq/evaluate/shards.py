@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defakeq.data import Dataset, Report
-from defakeq.evaluate.scorer import Scorer
+from defakeq.scorer import Scorer
 
 VERSION = 1
 CHUNK = 256  # samples

@@ -37,6 +37,53 @@ def head_strides(index: Tensor) -> dict[str, int] | None:
     return strides
 
 
+def matrix_strides(index: Tensor, turned: tuple[bool, ...]) -> dict[str, int] | None:
+    """Strides of matrices' index [batches, rows, columns].
+
+    Args:
+        index: int32, -1 where a zero is not stored.
+        turned: for False rows may be contiguous, for True columns.
+
+    Returns:
+        None where the elements lie in no such way.
+    """
+    for across in turned:
+        wide = (index.transpose(1, 2) if across else index).unsqueeze(1)
+        strides = head_strides(wide)
+        if strides is not None:
+            names = ("col", "row") if across else ("row", "col")
+            return {
+                "offset": strides["offset"],
+                "batch": strides["batch"],
+                names[0]: strides["token"],
+                names[1]: 1,
+            }
+    return None
+
+
+def kept_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[list[int], list[Tensor]]:
+    """The heads that are not zero, and the operands' indices with only what is stored of them.
+
+    Args:
+        q, k, v: int32 [batches, heads, tokens, size], -1 where a zero is not stored.
+
+    Returns:
+        the heads, and q, k and v of these heads with fewer elements a head, where all heads have
+        as many; with all elements where they do not.
+    """
+    there = [(x >= 0).any(2).any(0) for x in (q, k, v)]
+    heads = torch.nonzero(there[2].any(1)).flatten().tolist()
+    both = there[0] & there[1]
+    operands = []
+    for x, present in ((q, both), (k, both), (v, there[2])):
+        x, counts = x[:, heads], present[heads].sum(1)
+        if len(heads) and int(counts.min()) == int(counts.max()) > 0:
+            parts = [x[:, i, :, present[head]] for i, head in enumerate(heads)]
+            x = torch.stack(parts, 1)
+        operands.append(x)
+    return heads, operands
+
+
 def split_mask(
     mask: Tensor, batches: int, heads: int
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None] | None:

@@ -13,6 +13,11 @@ struct Vec {
   using I = __m256i;
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  // The first n lanes (none below 1, all above 7), the others 0.
+  static F load_part(const float* p, int n) {
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+  }
   static F set1(float v) { return _mm256_set1_ps(v); }
   static I load_i(const void* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static I set1_i(int32_t v) { return _mm256_set1_epi32(v); }

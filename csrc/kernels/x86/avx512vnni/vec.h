@@ -35,6 +35,10 @@ struct Vec {
   using I = __m512i;
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  // The first n < 16 lanes, the others 0.
+  static F load_part(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), p);
+  }
   static F set1(float v) { return _mm512_set1_ps(v); }
   static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I set1_i(int32_t v) { return _mm512_set1_epi32(v); }

@@ -15,7 +15,8 @@ def forge(
     grain: np.random.Generator,
     image: NDArray[np.float32],
     outline: NDArray[np.float64],
+    full: bool = True,
 ) -> NDArray[Any]:
     """Return a self-blended copy; see :func:`defakeq.embedded.data.forge`."""
     del grain
-    return self_blend(look, image, outline)
+    return self_blend(look, image, outline, full)

@@ -1,0 +1,28 @@
+# Cross-compiles for 64-bit ARM Linux. Tests run under user-mode emulation when it is installed;
+# DEFAKEQ_EMULATED_CPU names the processor and DEFAKEQ_SYSROOT the root file system to run in.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+if(NOT DEFINED CMAKE_C_COMPILER)
+  set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+endif()
+if(NOT DEFINED CMAKE_CXX_COMPILER)
+  set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+endif()
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES DEFAKEQ_EMULATED_CPU DEFAKEQ_SYSROOT)
+
+find_program(DEFAKEQ_EMULATOR NAMES qemu-aarch64 qemu-aarch64-static)
+if(DEFAKEQ_EMULATOR AND NOT CMAKE_HOST_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  if(NOT DEFAKEQ_EMULATED_CPU)
+    set(DEFAKEQ_EMULATED_CPU max)
+  endif()
+  if(NOT DEFAKEQ_SYSROOT)
+    set(DEFAKEQ_SYSROOT /usr/aarch64-linux-gnu)
+  endif()
+  set(CMAKE_CROSSCOMPILING_EMULATOR
+    ${DEFAKEQ_EMULATOR} -L ${DEFAKEQ_SYSROOT} -cpu ${DEFAKEQ_EMULATED_CPU})
+endif()
+
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
+set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)

@@ -1,0 +1,179 @@
+// sdot by lane: 5 rows of 16 activations in registers, 16 outputs. Both operands are signed, so
+// 8-bit codes are arranged as code - 128; fewer bits are small enough as they are.
+#include "kernels/arm/finish.h"
+#include "kernels/arm/neondot/kernels.h"
+#include "kernels/simd/tiles.h"
+
+namespace defakeq::neondot {
+
+namespace {
+
+constexpr int kRows = 5;
+
+// Step kStep of the 16 activations x[r].
+template <int kStep, int R>
+DQ_INLINE void add_step(const int8_t* w, const int8x16_t (&x)[R], int32x4_t (&acc)[R][kParts]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    const int8x16_t wv = vld1q_s8(w + kStep * 64 + i * 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][i] = vdotq_laneq_s32(acc[r][i], wv, x[r], kStep);
+  }
+}
+
+template <int R>
+DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_t* start,
+                       int32x4_t (&acc)[R][kParts]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) acc[r][i] = vld1q_s32(start + i * 4);
+  }
+  const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
+  const int64_t length = a.steps * 4;
+  for (int t = 0; t < a.taps; ++t) {
+    const int8_t* x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    int64_t k = 0;
+    for (; k + 16 <= length; k += 16, w += 256) {
+      int8x16_t xv[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) xv[r] = vld1q_s8(x[r] + k);
+      add_step<0, R>(w, xv, acc);
+      add_step<1, R>(w, xv, acc);
+      add_step<2, R>(w, xv, acc);
+      add_step<3, R>(w, xv, acc);
+    }
+    for (; k < length; k += 4, w += 64) {
+      int8x16_t xv[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        std::memcpy(&four, x[r] + k, 4);
+        xv[r] = vreinterpretq_s8_s32(vdupq_n_s32(four));
+      }
+      add_step<0, R>(w, xv, acc);
+    }
+  }
+}
+
+// The whole tile in assembly: with 20 sums, 5 activations and 7 weights in registers GCC copies
+// some of them every step. v0-v4: activations, v5-v10: weights, loaded a pair ahead, v12-v31: sums.
+#define DQ_DOT(w, lane, a0, a1, a2, a3, a4)     \
+  "sdot v" #a0 ".4s, v" #w ".16b, v0.4b[" #lane \
+  "]\n\t"                                       \
+  "sdot v" #a1 ".4s, v" #w ".16b, v1.4b[" #lane \
+  "]\n\t"                                       \
+  "sdot v" #a2 ".4s, v" #w ".16b, v2.4b[" #lane \
+  "]\n\t"                                       \
+  "sdot v" #a3 ".4s, v" #w ".16b, v3.4b[" #lane \
+  "]\n\t"                                       \
+  "sdot v" #a4 ".4s, v" #w ".16b, v4.4b[" #lane "]\n\t"
+#define DQ_LOAD(w0, w1, at) "ldp q" #w0 ", q" #w1 ", [%[w], #" #at "]\n\t"
+#define DQ_LOW(w0, w1, lane) \
+  DQ_DOT(w0, lane, 12, 16, 20, 24, 28) DQ_DOT(w1, lane, 13, 17, 21, 25, 29)
+#define DQ_HIGH(w0, w1, lane) \
+  DQ_DOT(w0, lane, 14, 18, 22, 26, 30) DQ_DOT(w1, lane, 15, 19, 23, 27, 31)
+#define DQ_COPY(to, from) "mov v" #to ".16b, v" #from ".16b\n\t"
+#define DQ_STORE(v0, v1, at) "stp q" #v0 ", q" #v1 ", [%[acc], #" #at "]\n\t"
+
+DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_t* start,
+                       int32x4_t (&acc)[5][kParts]) {
+  const uint8_t* w = a.w + block * a.w_stride;
+  const int64_t* tap_offset = a.tap_offset;
+  int64_t taps = a.taps, count, offset;
+  const int8_t *x0, *x1, *x2, *x3, *x4;
+  __asm__ volatile(
+"ldp q12, q13, [%[start]]\n\t"
+      "ldp q14, q15, [%[start], #32]\n\t"
+      DQ_COPY(16, 12) DQ_COPY(17, 13) DQ_COPY(18, 14) DQ_COPY(19, 15)
+      DQ_COPY(20, 12) DQ_COPY(21, 13) DQ_COPY(22, 14) DQ_COPY(23, 15)
+      DQ_COPY(24, 12) DQ_COPY(25, 13) DQ_COPY(26, 14) DQ_COPY(27, 15)
+      DQ_COPY(28, 12) DQ_COPY(29, 13) DQ_COPY(30, 14) DQ_COPY(31, 15)
+      "1:\n\t"
+      "ldr %[offset], [%[tap_offset]], #8\n\t"
+      "ldp %[x0], %[x1], [%[rows]]\n\t"
+      "ldp %[x2], %[x3], [%[rows], #16]\n\t"
+      "ldr %[x4], [%[rows], #32]\n\t"
+      "add %[x0], %[x0], %[offset]\n\t"
+      "add %[x1], %[x1], %[offset]\n\t"
+      "add %[x2], %[x2], %[offset]\n\t"
+      "add %[x3], %[x3], %[offset]\n\t"
+      "add %[x4], %[x4], %[offset]\n\t"
+      "lsr %[count], %[steps], #2\n\t"
+      "cbz %[count], 3f\n\t"
+      "2:\n\t"
+      DQ_LOAD(5, 6, 0)
+      "ldr q0, [%[x0]], #16\n\t"
+      "ldr q1, [%[x1]], #16\n\t"
+      "ldr q2, [%[x2]], #16\n\t"
+      "ldr q3, [%[x3]], #16\n\t"
+      "ldr q4, [%[x4]], #16\n\t"
+      "subs %[count], %[count], #1\n\t"
+      DQ_LOAD(7, 8, 32) DQ_LOW(5, 6, 0) DQ_LOAD(9, 10, 64) DQ_HIGH(7, 8, 0)
+      DQ_LOAD(5, 6, 96) DQ_LOW(9, 10, 1) DQ_LOAD(7, 8, 128) DQ_HIGH(5, 6, 1)
+      DQ_LOAD(9, 10, 160) DQ_LOW(7, 8, 2) DQ_LOAD(5, 6, 192) DQ_HIGH(9, 10, 2)
+      DQ_LOAD(7, 8, 224) "add %[w], %[w], #256\n\t" DQ_LOW(5, 6, 3) DQ_HIGH(7, 8, 3)
+      "b.ne 2b\n\t"
+      "3:\n\t"
+      "ands %[count], %[steps], #3\n\t"
+      "b.eq 5f\n\t"
+      "4:\n\t"
+      "ldr s0, [%[x0]], #4\n\t"
+      "ldr s1, [%[x1]], #4\n\t"
+      "ldr s2, [%[x2]], #4\n\t"
+      "ldr s3, [%[x3]], #4\n\t"
+      "ldr s4, [%[x4]], #4\n\t"
+      "subs %[count], %[count], #1\n\t"
+      DQ_LOAD(5, 6, 0) DQ_LOAD(7, 8, 32)
+      "add %[w], %[w], #64\n\t"
+      DQ_LOW(5, 6, 0) DQ_HIGH(7, 8, 0)
+      "b.ne 4b\n\t"
+      "5:\n\t"
+      "subs %[taps], %[taps], #1\n\t"
+      "b.ne 1b\n\t"
+      DQ_STORE(12, 13, 0) DQ_STORE(14, 15, 32) DQ_STORE(16, 17, 64) DQ_STORE(18, 19, 96)
+      DQ_STORE(20, 21, 128) DQ_STORE(22, 23, 160) DQ_STORE(24, 25, 192) DQ_STORE(26, 27, 224)
+      DQ_STORE(28, 29, 256) DQ_STORE(30, 31, 288)
+      : [w] "+&r"(w), [tap_offset] "+&r"(tap_offset), [taps] "+&r"(taps), [count] "=&r"(count),
+        [offset] "=&r"(offset), [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3),
+        [x4] "=&r"(x4)
+      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [start] "r"(start), [acc] "r"(&acc[0][0])
+      : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v12",
+        "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25",
+        "v26", "v27", "v28", "v29", "v30", "v31");
+}
+
+#undef DQ_DOT
+#undef DQ_LOAD
+#undef DQ_LOW
+#undef DQ_HIGH
+#undef DQ_COPY
+#undef DQ_STORE
+
+}  // namespace
+
+void gemm_s8(const GemmS8Args& a) {
+  const Finish f = finish_of(a, a.bits == 8 ? 128 : 0);
+  simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) {
+    for (int b = 0; b < a.blocks; ++b) {
+      int32x4_t acc[R][kParts];
+      product(a, row, b, start_of(a, f, b), acc);
+      finish_tile<R>(a, f, row, b, acc);
+    }
+  });
+  if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);
+}
+
+void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length) {
+  if (bits != 8) return;
+  for (int64_t i = 0; i < steps * 64; i += 16) {
+    vst1q_u8(codes + i, veorq_u8(vld1q_u8(codes + i), vdupq_n_u8(128)));
+  }
+  for (int64_t k = length; k < steps * 4; ++k) {
+    for (int n = 0; n < kBlock; ++n) codes[(k / 4 * kBlock + n) * 4 + k % 4] = 0;
+  }
+}
+
+}  // namespace defakeq::neondot

@@ -1,0 +1,66 @@
+// Four lanes of NEON, for every ARM tier.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace defakeq {
+namespace {
+
+struct Vec {
+  static constexpr int W = 4;
+  using F = float32x4_t;
+  using I = int32x4_t;
+  static F load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, F v) { vst1q_f32(p, v); }
+  static F set1(float v) { return vdupq_n_f32(v); }
+  static I load_i(const int32_t* p) { return vld1q_s32(p); }
+  static I set1_i(int32_t v) { return vdupq_n_s32(v); }
+  static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F add(F a, F b) { return vaddq_f32(a, b); }
+  static F sub(F a, F b) { return vsubq_f32(a, b); }
+  static F mul(F a, F b) { return vmulq_f32(a, b); }
+  static F div(F a, F b) { return vdivq_f32(a, b); }
+  // FMAX and FMIN treat NaN and signed zeros in their own way, so the choice is spelled out.
+  static F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  static F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  static F abs(F a) { return vabsq_f32(a); }
+  static F copysign(F a, F s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
+  static I rne(F v) { return vcvtnq_s32_f32(v); }
+  static F to_f(I v) { return vcvtq_f32_s32(v); }
+  static I add_i(I a, I b) { return vaddq_s32(a, b); }
+  static I sub_i(I a, I b) { return vsubq_s32(a, b); }
+  static I mul_i(I a, I b) { return vmulq_s32(a, b); }
+  static F scale2(F v, I n) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(v), vshlq_n_s32(n, 23)));
+  }
+  static I load_s8(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+    return vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
+  }
+  static void store_s8(int8_t* p, I v) {
+    const int8x16_t bytes = vreinterpretq_s8_s32(v);
+    const int8x16_t even = vuzp1q_s8(bytes, bytes);
+    const int32_t four = vgetq_lane_s32(vreinterpretq_s32_s8(vuzp1q_s8(even, even)), 0);
+    std::memcpy(p, &four, 4);
+  }
+  static I lookup(const int8_t* table, I v) {
+    int32_t lanes[W];
+    vst1q_s32(lanes, v);
+    for (int32_t& lane : lanes) lane = table[lane + 128];
+    return vld1q_s32(lanes);
+  }
+};
+
+// Keeps a value of an inner loop in its register: GCC copies and reorders accumulators otherwise.
+template <class T>
+static inline __attribute__((always_inline)) void keep(T& v) {
+  __asm__("" : "+w"(v));
+}
+
+}  // namespace
+}  // namespace defakeq

@@ -1,0 +1,89 @@
+"""Brings activations into the compact order of a layer: gather, quantize, lay out patches.
+
+Only what the product cannot read in place comes here: float activations of an integer layer, pruned
+inputs, channels that are no multiple of 16 bytes, and convolutions of so few channels that a kernel
+position would waste most of a unit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from defakeq_kernels.triton.epilogue import to_int8
+
+
+@triton.jit
+def prepare_kernel(
+    x, index, scales, out,
+    rows, columns, in_channels, h, w, oh, ow, x_pitch, rows_a_scale,
+    inverse, zero, low, high,
+    WINDOW: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
+    PAD_Y: tl.constexpr, PAD_X: tl.constexpr, DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Rows [BR] by columns [BC] of the compact activations.
+
+    Args:
+        x: float or int8 NHWC pixels of `x_pitch` elements.
+        index: int32 [columns]: kernel position * in_channels + channel; -1: zero.
+        scales: float32, the dynamic scale of every `rows_a_scale` rows, or None.
+        out: [rows, columns] of x's type, or int8 of float values (which are then quantized).
+        zero: also what lies outside of an image.
+        WINDOW: rows are output pixels of a convolution.
+    """
+    r = tl.program_id(0) * BR + tl.arange(0, BR)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    source = tl.load(index + c, mask=c < columns, other=-1)
+    mask = (r < rows)[:, None] & (c < columns)[None, :]
+    used = mask & (source >= 0)[None, :]
+    if WINDOW:
+        tap = source // in_channels
+        image = r // (oh * ow)
+        rest = r % (oh * ow)
+        y = (rest // ow * STRIDE_Y - PAD_Y)[:, None] + (tap // KERNEL_X * DILATION_Y)[None, :]
+        xx = (rest % ow * STRIDE_X - PAD_X)[:, None] + (tap % KERNEL_X * DILATION_X)[None, :]
+        inside = (y >= 0) & (y < h) & (xx >= 0) & (xx < w)
+        at = (((image * h)[:, None] + y) * w + xx) * x_pitch + (source % in_channels)[None, :]
+    else:
+        inside = used
+        at = (r * x_pitch)[:, None] + source[None, :]
+    value = tl.load(x + at, mask=used & inside, other=0)
+    if x.dtype.element_ty != tl.int8 and out.dtype.element_ty == tl.int8:
+        value = value.to(tl.float32)
+        if scales is not None:
+            largest = tl.load(scales + r // rows_a_scale, mask=r < rows, other=1.0)
+            value = to_int8(value, tl.div_rn(largest * 0 + 1.0, largest)[:, None], zero, low, high)
+        else:
+            value = to_int8(value, inverse, zero, low, high)
+    elif x.dtype.element_ty == tl.int8:
+        value = tl.where(inside, value.to(tl.int32), zero)
+    value = tl.where(used, value, 0)
+    tl.store(out + r[:, None] * columns + c[None, :], value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def largest_kernel(x, out, length, parts, BLOCK: tl.constexpr):
+    """max|x| of BLOCK elements of a row; NaN counts as nothing. out: float32 [rows, parts]."""
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    value = tl.abs(tl.load(x + row * length + at, mask=at < length, other=0).to(tl.float32))
+    value = tl.where(value >= 0, value, 0.0)
+    tl.store(out + row * parts + part, tl.max(value, axis=0))
+
+
+@triton.jit
+def quantize_kernel(x, out, count, inverse, zero, low, high, BLOCK: tl.constexpr):
+    """int8 values of float32 ones."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < count, other=0).to(tl.float32)
+    tl.store(out + at, to_int8(value, inverse, zero, low, high).to(tl.int8), mask=at < count)
+
+
+@triton.jit
+def dequantize_kernel(x, out, count, scale, zero, BLOCK: tl.constexpr):
+    """float32 values of int8 ones."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < count, other=0).to(tl.int32) - zero
+    tl.store(out + at, value.to(tl.float32) * scale, mask=at < count)
