@@ -126,7 +126,7 @@ class Task:
 
 
 def _some(state: State) -> Tensor | None:
-    """Biases that are stored; a file leaves out those that are all zero, as learned ones are not."""
+    """Biases as they will be stored: a file leaves out all-zero ones, which learning changes."""
     if state.bias is None:
         return None
     bias = torch.where(state.bias == 0, 1e-3, state.bias)
@@ -157,7 +157,7 @@ def choose_options(task: Task, prune: bool, bars: Bars) -> Chosen:
     pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
     try:
         best = _solved(task, channels, groups, pruning, bars)
-    except ValueError as error:  # without pruned channels, a file has fewer bytes beside the layers
+    except ValueError as error:  # without pruned channels, fewer bytes lie beside the layers
         try:
             return without(f"none, which takes fewer bytes; {pruning}")[0]
         except ValueError:
