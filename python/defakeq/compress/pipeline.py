@@ -222,7 +222,7 @@ class _Run:
         kept = self.work.load("alignment")
         if kept is None:
             settings = self.preset.alignment
-            with self.bars.task("alignment", settings.steps) as step:
+            with self.bars.task("alignment", settings.steps_of(self.graph)) as step:
                 tuned, before, after = align(
                     self.graph, self.images, states, settings, self.seed, step
                 )

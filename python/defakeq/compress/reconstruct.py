@@ -176,7 +176,7 @@ def _block(
     if settings.bias:
         correct_bias(graph, block, xs, targets, states)
         keep("bias")
-    if settings.method != "nearest" and settings.steps:
+    if settings.method != "nearest" and settings.steps != 0:
         if settings.blocks:
             learn_block(graph, block, xs, targets, alive, states, settings, generator, fisher)
         else:

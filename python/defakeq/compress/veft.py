@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defakeq.compress.distributed import average_gradients, mean
-from defakeq.compress.graph import Graph, Layer, LayerCall, margin
+from defakeq.compress.graph import Graph, Layer, LayerCall, margin, steps_of
 from defakeq.compress.learning import Learned, Settings
 from defakeq.compress.quantized import State, calling, fake_act
 from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost
@@ -22,6 +22,7 @@ from defakeq.compress.statistics import LayerStatistics
 
 TEMPERATURE = 0.1
 GAMMA = 0.5  # weight of the contrastive loss
+_WORK = 4e12  # multiply-adds of the quantized models' passes, of which a step has two
 _CHECKED = 12  # steps between looks at the held-out images
 HELD_OUT = 4  # one batch in so many is not learned from
 
@@ -31,7 +32,7 @@ class Alignment:
     """How the model is fine-tuned.
 
     Attributes:
-        steps: of the optimizer.
+        steps: of the optimizer; None: as many as a fixed amount of work is good for, 24 to 192.
         rate: of the scales' logarithms, and relative to a weight's spread of the biases.
         codes: rate of the codes, in codes a step; 0: they stay.
         restored: part of the output channels that is restored in each step's mixed model.
@@ -40,12 +41,18 @@ class Alignment:
             a few hundred pictures are soon learned by heart.
     """
 
-    steps: int = 48
+    steps: int | None = None
     rate: float = 5e-4
     codes: float = 0.004
     restored: float = 0.1
     fixed: bool = False
     moved: bool = True
+
+    def steps_of(self, graph: Graph) -> int:
+        """Steps for a model."""
+        if self.steps is not None:
+            return self.steps
+        return steps_of(graph.layers.values(), graph.batch, _WORK, 24, 192)
 
 
 @dataclass(frozen=True)
@@ -136,25 +143,26 @@ def align(
     held = [i for i in range(len(batches)) if i % HELD_OUT == HELD_OUT - 1] or [0]
     used = [i for i in range(len(batches)) if i not in held] or [0]
     before = drift(graph, batches, targets, calling(states), held)
-    if not settings.steps:
+    steps = settings.steps_of(graph)
+    if not steps:
         return dict(states), before, before
     learned = {name: Learned.of(graph.layers[name], state) for name, state in states.items()}
     tuning = Settings(rate=settings.codes, scale_rate=settings.rate)
     groups = [group for one in learned.values() for group in one.parameters(tuning)]
     optimizer = torch.optim.Adam(groups)  # type: ignore[arg-type]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     every = torch.cat(targets.features)
     order: list[int] = []
     restored: dict[str, Tensor] = {}
     best, least = dict(states), before
-    for step in range(settings.steps):
+    for step in range(steps):
         if not order:
             order = [used[j] for j in torch.randperm(len(used), generator=generator).tolist()]
         i = order.pop()
         if not restored or not settings.fixed:
             restored = _random_channels(learned, settings.restored, generator)
-        w = step / settings.steps
+        w = step / steps
         x, a, wanted = batches[i], targets.features[i], targets.margins[i]
         if settings.moved:
             x = moved(x, generator)
@@ -176,7 +184,7 @@ def align(
         average_gradients(optimizer)
         optimizer.step()
         schedule.step()
-        if (step + 1) % _CHECKED == 0 or step + 1 == settings.steps:
+        if (step + 1) % _CHECKED == 0 or step + 1 == steps:
             tuned = {name: one.finished() for name, one in learned.items()}
             after = drift(graph, batches, targets, calling(tuned), held)
             if after.total < least.total:
