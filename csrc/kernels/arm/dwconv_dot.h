@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/arm/dwconv.h"
+#include "kernels/arm/dwconv_3x3_dot.h"
 
 namespace defakeq {
 namespace {
@@ -168,6 +169,17 @@ inline void dw_rows(const DwDot& k) {
     }
     const bool second = oy + 1 < a.oy1;
     int64_t ox = 0;
+    if constexpr (!kFactor && kFinish == DwFinish::kBareInt8 && kKernel == 3) {
+      if (k.n == kBlock && a.out_w >= 2) {
+        ox = a.out_w / 2 * 2;
+        int8_t unused[kBlock];
+        int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+        dw_3x3_pairs({k.columns, k.weight, k.start, k.scale, k.bias, out,
+                      second ? out + a.out_w * a.out_stride : unused, a.out_stride,
+                      second ? a.out_stride : 0, k.int8.zero_point},
+                     ox / 2);
+      }
+    }
     for (; ox + 2 <= a.out_w; ox += 2) {
       dw_outputs<kFactor, kFinish, kY, 2, kKernel>(k, oy, ox, second);
     }
