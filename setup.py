@@ -172,7 +172,7 @@ setup(
     + find_packages("python", include=["defakeq", "defakeq.*"]),
     package_dir={"defakeq_kernels": "defakeq_kernels", "defakeq": "python/defakeq"},
     package_data={
-        "defakeq_kernels": ["py.typed", "*.pyi"],
+        "defakeq_kernels": ["py.typed", "*.pyi", "triton/configs/*.json", "triton/loader/*"],
         "defakeq": [
             "py.typed",
             "**/*.dfq",

@@ -159,23 +159,22 @@ torch.library.register_fake("defakeq::dequantize", _dequantize_fake)
 torch.library.register_fake("defakeq::run_program", _run_program_fake)
 
 
-def _on_gpu(name: str) -> Callable[..., torch.Tensor]:
-    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+def _on_gpu(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            from defakeq_kernels.triton import launch
+            from defakeq_kernels.triton import gpu_ops
         except ImportError as error:
             raise RuntimeError(
                 f"torch.ops.defakeq.{name}: found CUDA tensors without Triton ({error}); accepted "
                 "is triton >= 3.5 (`pip install triton`), or tensors and layers on the CPU"
             ) from error
-        result: torch.Tensor = getattr(launch, name)(*args, **kwargs)
-        return result
+        return getattr(gpu_ops, name)(*args, **kwargs)
 
     return call
 
 
 _gpu_ops = torch.library.Library("defakeq", "IMPL", "CUDA")
-for _name in ("linear", "conv2d", "quantize", "dequantize"):
+for _name in ("linear", "conv2d", "quantize", "dequantize", "run_program"):
     _gpu_ops.impl(_name, _on_gpu(_name))
 
 

@@ -1,4 +1,4 @@
-"""Runs tests/triton/interpreted.py where Triton's interpreter replaces its compiler."""
+"""Runs tests/triton/interpreted*.py where Triton's interpreter replaces its compiler."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_program.py"])
+def test_under_the_interpreter(name: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, str(ROOT / "tests/triton/interpreted.py")],
+        [*command, str(ROOT / "tests/triton" / name)],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -5,6 +5,8 @@ Integer results are the CPU's to the byte and need no bound.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ _SUM = 2.0**-22
 
 def error_bound(
     weight: Tensor, x: Tensor, y: Tensor, activation: str = "none", precision: str = "tf32x3",
-    **conv: object,
+    **conv: Any,
 ) -> Tensor:  # fmt: skip
     """A bound on |computed - exact| of a layer with float activations, in units of y.
 
@@ -42,7 +44,7 @@ def error_bound(
     if weight.dim() == 2:
         total = torch.nn.functional.linear(values, w)
     else:
-        total = torch.nn.functional.conv2d(values, w, **conv)  # type: ignore[arg-type]
+        total = torch.nn.functional.conv2d(values, w, **conv)
     count = weight[0].numel() + 8
     relative = count * _SUM / (1 - count * _SUM)
     if x.dtype == torch.float32:

@@ -14,7 +14,8 @@ from defakeq_kernels.triton.epilogue import finish, fma
 
 @triton.jit
 def depthwise_kernel(
-    x, weights, float_weights, in_index, out_index, is_half, scale, bias, row_scales, residual, out,
+    x, weights, float_weights, in_index, out_index, is_half, scale, bias, row_scales, residual,
+    table, out,
     m, h, w, oh, ow, x_pitch, count, rows_a_scale, out_pitch, act_zero,
     residual_scale, residual_zero, inverse, zero_point, low, high,
     KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr,
@@ -80,5 +81,5 @@ def depthwise_kernel(
     else:
         channel = tl.load(out_index + n, mask=channel_ok, other=0)
     at = rows[:, None] * out_pitch + channel[None, :]
-    finish(y, at, row_ok[:, None] & channel_ok[None, :], out, residual, residual_scale,
+    finish(y, at, row_ok[:, None] & channel_ok[None, :], out, residual, table, residual_scale,
            residual_zero, inverse, zero_point, low, high, ACTIVATION, PTX)  # fmt: skip

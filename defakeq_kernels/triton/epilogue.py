@@ -123,6 +123,7 @@ def finish(
     mask,
     out,
     residual,
+    table,
     residual_scale,
     residual_zero,
     inverse,
@@ -132,7 +133,10 @@ def finish(
     ACTIVATION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Adds the residual, activates and stores float32 `y` at the offsets `at`."""
+    """Adds the residual, activates and stores float32 `y` at the offsets `at`.
+
+    `table`: int8 [256], what is stored in place of -128 to 127, or None.
+    """
     if residual is not None:
         r = tl.load(residual + at, mask=mask, other=0)
         if r.dtype == tl.int8:
@@ -142,6 +146,9 @@ def finish(
         y = fma(r, tl.full(r.shape, 1.0, tl.float32) * residual_scale, y, PTX)
     y = activate(y, ACTIVATION, PTX)
     if out.dtype.element_ty == tl.int8:
-        tl.store(out + at, to_int8(y, inverse, zero, low, high).to(tl.int8), mask=mask)
+        q = to_int8(y, inverse, zero, low, high)
+        if table is not None:
+            q = tl.load(table + (q + 128))
+        tl.store(out + at, q.to(tl.int8), mask=mask)
     else:
         tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)

@@ -42,7 +42,7 @@ def linear(
         _refuse("x", list(x.shape), f"[..., {layout.in_channels}]")
     shape = (*x.shape[:-1], layout.out_channels)
     half_shape = (*x.shape[:-1], layout.half_inputs)
-    extra = _extra(layout, x, residual, residual_scale, residual_zero_point, half_input,
+    _check_tensors(layout, x, residual, residual_scale, residual_zero_point, half_input,
                    shape, half_shape)  # fmt: skip
     m = int(np.prod(x.shape[:-1], dtype=np.int64))
     out = _output(layout, x, (m, layout.out_channels))
@@ -56,7 +56,7 @@ def linear(
         residual_zero_point,
         None if half_input is None else half_input.reshape(m, layout.half_inputs).contiguous(),
     )
-    run(layout, packed, flat, rows, flatten if extra else extra, out)
+    run(layout, packed, flat, rows, flatten, out)
     return out.view(shape)
 
 
@@ -94,7 +94,7 @@ def conv2d(
     )
     if min(oh, ow) < 1:
         _refuse("x", list(x.shape), "an image that the kernel fits into")
-    extra = _extra(layout, x, residual, residual_scale, residual_zero_point, half_input,
+    _check_tensors(layout, x, residual, residual_scale, residual_zero_point, half_input,
                    (n, layout.out_channels, oh, ow), (n, layout.half_inputs, h, w))  # fmt: skip
     rows = Rows(n, h, w, oh, ow)
     out = _output(layout, x, (rows.count, layout.out_channels))
@@ -104,7 +104,7 @@ def conv2d(
         residual_zero_point,
         None if half_input is None else _nhwc(half_input),
     )
-    run(layout, packed, _nhwc(x), rows, flatten if extra else extra, out)
+    run(layout, packed, _nhwc(x), rows, flatten, out)
     return out.view(n, oh, ow, layout.out_channels).permute(0, 3, 1, 2)
 
 
@@ -195,7 +195,7 @@ def _opened(packed: Tensor, x: Tensor, kind: str, outputs: int, out_int8: bool) 
     return layout
 
 
-def _extra(
+def _check_tensors(
     layout: GpuLayout,
     x: Tensor,
     residual: Tensor | None,
@@ -204,7 +204,7 @@ def _extra(
     half_input: Tensor | None,
     shape: tuple[int, ...],
     half_shape: tuple[int, ...],
-) -> bool:
+) -> None:
     for name, t, wanted in (("x", x, None), ("residual", residual, shape),
                             ("half_input", half_input, half_shape)):  # fmt: skip
         if t is None:
@@ -230,7 +230,6 @@ def _extra(
         _refuse("half_input", half_input.dtype, "float32, float16 or bfloat16")
     if layout.half_inputs and x.dtype == torch.int8 and half_input is None:
         _refuse("half_input", "nothing", "the half-precision inputs' values, since x is int8")
-    return True
 
 
 def _output(layout: GpuLayout, x: Tensor, shape: tuple[int, int]) -> Tensor:

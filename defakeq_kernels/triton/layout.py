@@ -503,7 +503,9 @@ class _Packer:
         outside = np.zeros(4 * len(self.order), np.uint8)
         outside[: len(self.order)][self.order >= 0] = zero
         self.arrays["outside"] = outside
-        channels = np.arange(w.shape[1]) if w.in_index is None else w.in_index.astype(np.int64)
+        channels: NDArray[np.int64] = np.arange(w.shape[1], dtype=np.int64)
+        if w.in_index is not None:
+            channels = w.in_index.astype(np.int64)
         widths = {s.bits == HALF_BITS for s in w.segments}
         if self.act is not None and len(widths) == 2:
             half_rows = [np.full(s.count, s.bits == HALF_BITS, np.int32) for s in w.segments]
@@ -527,14 +529,16 @@ class _Packer:
             half = np.zeros((w.stored_out, columns), np.float32)
             half[:, :half_count] = w.half_in_weight
             self.arrays["half_weights"] = half
-            taps = np.arange(w.taps)[:, None]
+            own = np.arange(w.half_in_count, dtype=np.int32)
             for name, pitch, source in (
                 ("half_of_x", w.shape[1], w.half_in_index),
-                ("half_of_copy", w.half_in_count, np.arange(w.half_in_count)),
+                ("half_of_copy", w.half_in_count, own),
             ):
-                index = np.full(columns, -1, np.int32)
-                index[:half_count] = (taps * pitch + source).reshape(-1)
-                self.arrays[name] = index
+                half_index = np.full(columns, -1, np.int32)
+                half_index[:half_count] = np.add.outer(np.arange(w.taps) * pitch, source).reshape(
+                    -1
+                )
+                self.arrays[name] = half_index
 
     def _blob(self, fields: dict[str, Any]) -> tuple[Tensor, GpuLayout]:
         sections: dict[str, tuple[int, str, tuple[int, ...]]] = {}

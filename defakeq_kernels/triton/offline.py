@@ -130,7 +130,9 @@ def report(compiled: Any) -> Report:
     code = [(int(m[1], 16), m[2], m[3]) for m in lines]
     counts = collections.Counter(name for _, name, _ in code)
     return Report(
-        *(int(n) for n in found.groups()),
+        registers=int(found[1]),
+        stack=int(found[2]),
+        local=int(found[3]),
         shared=compiled.metadata.shared,
         instructions=len(code),
         counts=dict(counts),

@@ -103,7 +103,7 @@ def _flushes(unit, a_step, span):
 @triton.jit
 def _segment(
     x, outside, w, local, count, units, channels, x_pitch, group_at, place, y0, x0, h, wd,
-    scale, zero, correction, row_scale, stored, start, split, act_zero,
+    scale, zero, correction, row_scale, stored, y, split, act_zero,
     BITS: tl.constexpr, KERNEL_X: tl.constexpr, DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr, WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr,
     TAIL: tl.constexpr, UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
@@ -112,7 +112,7 @@ def _segment(
 ):  # fmt: skip
     """Outputs [BN, BM] of one segment.
 
-    One scale an output: the sums before scaling (int32, or float32). Scale groups: `start` and all
+    One scale an output: the sums before scaling (int32, or float32). Scale groups: `y` and all
     groups' scaled sums.
     """
     INTEGER: tl.constexpr = x.dtype.element_ty == tl.int8 and BITS != 16
@@ -127,7 +127,6 @@ def _segment(
     acc_type: tl.constexpr = tl.int32 if INTEGER else tl.float32
     acc = tl.zeros((BN, BM), acc_type)
     sums = tl.zeros((16, BM), tl.int32)
-    y = start
     for it in range(first, last):
         if BITS == 16:
             k = tl.arange(0, UNIT)
@@ -257,17 +256,20 @@ def _exact(
 @triton.jit
 def _tile(
     x, outside, w, local, seg_count, units, channels, x_pitch, group_at, place, y0, x0, h, wd,
-    scale, zero, correction, scales, stored, start, split, act_zero, partial, rows, m, count, mask,
-    BITS: tl.constexpr, KERNEL_X: tl.constexpr, DILATION_Y: tl.constexpr,
+    scale, zero, correction, bias, scales, chain, stored, split, act_zero, partial, rows, m, count,
+    mask, BITS: tl.constexpr, KERNEL_X: tl.constexpr, DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr, WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr,
     TAIL: tl.constexpr, UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     ASYMMETRIC: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """start + scaled sums [BN, BM]; with SPLITS > 1 the sums go to `partial`."""
+    """bias + chain + scaled sums [BN, BM]; with SPLITS > 1 the sums go to `partial`."""
+    y = tl.zeros((BN, BM), tl.float32)
+    if GROUPS > 1 and BITS != 16 and SPLITS == 1:
+        y = _start(y, bias, chain, stored)
     sums = _segment(
         x, outside, w, local, seg_count, units, channels, x_pitch, group_at, place, y0, x0, h, wd,
-        scale, zero, correction, scales, stored, start, split, act_zero,
+        scale, zero, correction, scales, stored, y, split, act_zero,
         BITS, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
         GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
     )  # fmt: skip
@@ -278,21 +280,30 @@ def _tile(
         if sums.dtype == tl.float32 and partial.dtype.element_ty == tl.int32:
             sums = sums.to(tl.int32, bitcast=True)
         tl.store(partial + at, sums, mask=mask)
-        y = start
     elif GROUPS > 1 and BITS != 16:
         y = sums
     else:
         f = sums.to(tl.float32)
         if scales is not None:
             f = f * scales[None, :]
-        y = fma(f, tl.load(scale + stored * GROUPS)[:, None] + f * 0, start, PTX)
+        y = _start(y, bias, chain, stored)
+        y = fma(f, tl.load(scale + stored * GROUPS)[:, None] + f * 0, y, PTX)
+    return y
+
+
+@triton.jit
+def _start(y, bias, chain, stored):
+    """What the scaled sums are added to; loaded late, so that loops have its registers."""
+    y += tl.load(bias + stored)[:, None]
+    if chain is not None:
+        y += chain
     return y
 
 
 @triton.jit
 def product_kernel(
     x, outside, w, tiles, out_index, scale, zero, correction, bias, row_scales, half_x, half_w,
-    residual, out, partial,
+    residual, table, out, partial,
     m, h, wd, oh, ow, x_pitch, channels, units, count, rows_a_scale, half_columns, out_pitch,
     act_zero, residual_scale, residual_zero, inverse, zero_point, low, high,
     BITS: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
@@ -352,9 +363,7 @@ def product_kernel(
     if row_scales is not None:
         scales = tl.load(row_scales + safe // rows_a_scale)
 
-    start = tl.zeros((BN, BM), tl.float32)
-    if SPLITS == 1:
-        start += tl.load(bias + stored)[:, None]
+    chain = None
     if half_x is not None:
         k = tl.arange(0, 16)
         chain = tl.zeros((BN, BM), tl.float32)
@@ -362,14 +371,13 @@ def product_kernel(
             a = tl.load(half_w + ((stored * half_columns)[:, None] + (c + k)[None, :]))
             b = tl.load(half_x + ((safe * half_columns)[None, :] + (c + k)[:, None]))
             chain = tl.dot(a, b, chain, input_precision=PRECISION)
-        start += chain
 
-    y = start
+    y = tl.zeros((BN, BM), tl.float32)
     for b in tl.static_range(1, 17):
         if 1 << b == BITS:
             y = _tile(
                 x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place, y0,
-                x0, h, wd, scale, zero, correction, scales, stored, start, split, act_zero,
+                x0, h, wd, scale, zero, correction, bias, scales, chain, stored, split, act_zero,
                 partial, rows, m, count, mask,
                 b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                 GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
@@ -378,8 +386,8 @@ def product_kernel(
             if bits == b:
                 y = _tile(
                     x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place,
-                    y0, x0, h, wd, scale, zero, correction, scales, stored, start, split, act_zero,
-                    partial, rows, m, count, mask,
+                    y0, x0, h, wd, scale, zero, correction, bias, scales, chain, stored, split,
+                    act_zero, partial, rows, m, count, mask,
                     b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                     GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
                 )  # fmt: skip
@@ -389,5 +397,5 @@ def product_kernel(
         else:
             channel = tl.load(out_index + stored)
         at = rows[None, :] * out_pitch + channel[:, None]
-        finish(y, at, mask, out, residual, residual_scale, residual_zero, inverse, zero_point, low,
-               high, ACTIVATION, PTX)  # fmt: skip
+        finish(y, at, mask, out, residual, table, residual_scale, residual_zero, inverse,
+               zero_point, low, high, ACTIVATION, PTX)  # fmt: skip

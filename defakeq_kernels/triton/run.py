@@ -48,6 +48,7 @@ class Extra:
     residual_scale: float
     residual_zero_point: int
     half_input: Tensor | None
+    table: Tensor | None = None
 
 
 def run(
@@ -72,7 +73,7 @@ def run(
             return None if t is None else t[first:last]
 
         piece = Extra(cut(extra.residual), extra.residual_scale, extra.residual_zero_point,
-                       cut(extra.half_input))  # fmt: skip
+                       cut(extra.half_input), extra.table)  # fmt: skip
         own = scales if scales is None or scales.numel() == 1 else scales[first:last]
         pixels = slice(first * a_part, last * a_part)
         _run_part(layout, packed, x[first:last], part, piece, out[pixels], own)
@@ -108,12 +109,12 @@ def _run_part(
     if layout.strategy == "depthwise":
         if layout.act is not None and x.dtype != torch.int8:
             x = _quantized(layout, x, rows, scales)
-        _depthwise(layout, packed, x, rows, epilogue, out, scales, extra.residual)
+        _depthwise(layout, packed, x, rows, epilogue, out, scales, extra)
         return
     window = layout.strategy == "product" and layout.kind == "conv2d" and not _pointwise(layout)
     x, pitch, channels = _compact(layout, packed, x, rows, scales)
     _product(layout, packed, x, pitch, channels, rows, window, half_x, epilogue, out, scales,
-             extra.residual)  # fmt: skip
+             extra)  # fmt: skip
 
 
 def _pointwise(layout: GpuLayout) -> bool:
@@ -225,7 +226,7 @@ def _optional(layout: GpuLayout, packed: Tensor, name: str) -> Tensor | None:
 
 def _depthwise(
     layout: GpuLayout, packed: Tensor, x: Tensor, rows: Rows, epilogue: dict[str, Any],
-    out: Tensor, scales: Tensor | None, residual: Tensor | None,
+    out: Tensor, scales: Tensor | None, extra: Extra,
 ) -> None:  # fmt: skip
     count = layout.stored
     block = min(64, triton.next_power_of_2(count))
@@ -237,7 +238,7 @@ def _depthwise(
         layout.section(packed, "in_index") if layout.gathers else None,
         None if layout.direct else layout.section(packed, "out_index"),
         _optional(layout, packed, "is_half"), layout.section(packed, "scale"),
-        layout.section(packed, "bias"), scales, residual, out,
+        layout.section(packed, "bias"), scales, extra.residual, extra.table, out,
         m, rows.h, rows.w, rows.oh, rows.ow, x.shape[-1], count,
         _a_scale(scales, rows.images, m), layout.out_channels, layout.act_zero,
         **epilogue,
@@ -251,12 +252,12 @@ def _depthwise(
 def _product(
     layout: GpuLayout, packed: Tensor, x: Tensor, pitch: int, channels: int, rows: Rows,
     window: bool, half_x: Tensor | None, epilogue: dict[str, Any], out: Tensor,
-    scales: Tensor | None, residual: Tensor | None,
+    scales: Tensor | None, extra: Extra,
 ) -> None:  # fmt: skip
     def launch(chosen: configs.Config) -> None:
         splits = configs.parts(layout, x.dtype, rows.count, chosen, device)
         product(layout, packed, x, pitch, channels, rows, window, half_x, epilogue, out, scales,
-                residual, chosen, splits)  # fmt: skip
+                extra, chosen, splits)  # fmt: skip
 
     device = device_of(x)
     measure = None if INTERPRETED or is_recording() else _timer(launch)
@@ -282,7 +283,7 @@ def precision(dtype: torch.dtype) -> str:
 def product(
     layout: GpuLayout, packed: Tensor, x: Tensor, pitch: int, channels: int, rows: Rows,
     window: bool, half_x: Tensor | None, epilogue: dict[str, Any], out: Tensor,
-    scales: Tensor | None, residual: Tensor | None, chosen: configs.Config, splits: int,
+    scales: Tensor | None, extra: Extra, chosen: configs.Config, splits: int,
 ) -> None:  # fmt: skip
     """Launches the product with the given configuration and number of parts."""
     m, count = rows.count, layout.stored
@@ -304,7 +305,7 @@ def product(
         x, outside, layout.section(packed, "weights"), tiles, out_index, scale,
         layout.section(packed, "zero_point"), layout.section(packed, "correction"), bias, scales,
         half_x, None if half_x is None else layout.section(packed, "half_weights"),
-        residual, out, partial,
+        extra.residual, extra.table, out, partial,
         m, rows.h, rows.w, rows.oh, rows.ow, pitch, channels, layout.units, count, a_scale,
         0 if half_x is None else half_x.shape[1], layout.out_channels, layout.act_zero,
         **epilogue,
@@ -321,7 +322,7 @@ def product(
         return
     block = min(256, triton.next_power_of_2(count))
     start(finish_kernel, (triton.cdiv(count, block), m),
-        partial, out_index, scale, bias, is_half, scales, residual, out,
+        partial, out_index, scale, bias, is_half, scales, extra.residual, extra.table, out,
         m, count, a_scale, layout.out_channels,
         **epilogue,
         SPLITS=splits, SCALED=layout.scale_groups == 1, BN=block, PTX=not INTERPRETED,

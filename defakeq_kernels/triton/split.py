@@ -10,7 +10,7 @@ from defakeq_kernels.triton.epilogue import finish, fma
 
 @triton.jit
 def finish_kernel(
-    partial, out_index, scale, bias, is_half, row_scales, residual, out,
+    partial, out_index, scale, bias, is_half, row_scales, residual, table, out,
     m, count, rows_a_scale, out_pitch,
     residual_scale, residual_zero, inverse, zero_point, low, high,
     SPLITS: tl.constexpr, SCALED: tl.constexpr, ACTIVATION: tl.constexpr, BN: tl.constexpr,
@@ -50,5 +50,5 @@ def finish_kernel(
         channel = stored
     else:
         channel = tl.load(out_index + stored)
-    finish(y, row * out_pitch + channel, mask, out, residual, residual_scale, residual_zero,
+    finish(y, row * out_pitch + channel, mask, out, residual, table, residual_scale, residual_zero,
            inverse, zero_point, low, high, ACTIVATION, PTX)  # fmt: skip

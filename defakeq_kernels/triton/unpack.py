@@ -14,7 +14,6 @@ import triton.language as tl
 
 from defakeq_kernels.triton.layout import planes, units_a_step
 
-
 planes_of = triton.constexpr_function(planes)
 step_units = triton.constexpr_function(units_a_step)
 
@@ -179,7 +178,9 @@ def _moved(p, SHIFT: tl.constexpr):
 def _ptx(p0, p1, p2, BITS: tl.constexpr, ASM: tl.constexpr, OUT: tl.constexpr, DTYPE: tl.constexpr):
     """Four values of `DTYPE` from four bytes of each plane; `OUT`: the result's registers."""
     if plane_count(BITS) == 1:
-        w = tl.inline_asm_elementwise(ASM, OUT + ",r", [p0], dtype=DTYPE.value, is_pure=True, pack=4)
+        w = tl.inline_asm_elementwise(
+            ASM, OUT + ",r", [p0], dtype=DTYPE.value, is_pure=True, pack=4
+        )
     elif plane_count(BITS) == 2:
         w = tl.inline_asm_elementwise(
             ASM, OUT + ",r,r", [p0, p1], dtype=DTYPE.value, is_pure=True, pack=4

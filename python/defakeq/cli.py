@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from defakeq import convert_cli
 from defakeq.compress import cli as compression
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
@@ -24,7 +25,8 @@ _FloatModel = Annotated[
     typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
 ]
 _Builder = Annotated[
-    str | None, typer.Option(help="package.module:function that returns the float module.")
+    str | None,
+    typer.Option(help="A detector's name or package.module:function: the float module of a file."),
 ]
 
 app = typer.Typer(
@@ -233,6 +235,29 @@ def export(
         typer.echo(f"  approximated, {count} times: {note}")
 
 
+@app.command()
+@_named_errors
+def aot(
+    model: Annotated[Path, typer.Argument(help="A program (.dfq).", show_default=False)],
+    arch: Annotated[str, typer.Option(help="sm_87, sm_89 or sm_90.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write; a new one.", show_default=False)],
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+) -> None:
+    """Compile the layers of a program for a GPU, with a C++ loader; needs Triton but no GPU."""
+    try:
+        from defakeq_kernels.triton.aot import build
+    except ImportError as error:
+        raise ImportError(
+            f"defakeq aot: found no Triton ({error}); accepted is triton >= 3.5: "
+            "`pip install triton`"
+        ) from error
+
+    made = build(model, out, arch, batch)
+    typer.echo(
+        f"{made.folder}: {made.layers} layers, {made.kernels} kernels, {made.size / 1e6:.2f} MB"
+    )
+
+
 @app.command(
     add_help_option=False,
     context_settings={
@@ -350,6 +375,8 @@ def data(context: typer.Context) -> None:
     data_app(args=context.args, prog_name="defakeq data")
 
 
+app.command()(_named_errors(convert_cli.detectors))
+app.command()(_named_errors(convert_cli.convert))
 app.command()(_named_errors(compression.compress))
 app.command()(_named_errors(compression.inspect))
 

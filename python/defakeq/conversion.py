@@ -22,6 +22,8 @@ from defakeq.fold import (
     fuse_activations,
     replace_module,
 )
+from defakeq.graphed import GraphedModule
+from defakeq.interface import Surroundings
 from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
 from defakeq.prunable import drop_constants
@@ -31,6 +33,7 @@ from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import ActQuant, int8_out
 
 BACKENDS = ("modules", "program")
+DETECTOR_BUILDER = "defakeq.detectors:build"
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -43,6 +46,8 @@ def convert(
     backend: str = "modules",
     *,
     observer: str = "mse",
+    device: str | torch.device | None = None,
+    cuda_graph: bool = False,
 ) -> nn.Module:
     """A copy of `model` in evaluation mode with the planned layers on packed weights.
 
@@ -63,16 +68,22 @@ def convert(
             be lowered stays torch's, as `explain()` lists. Layers that are not planned get
             half-precision weights.
         observer: how ranges are chosen: "mse", "percentile" or "minmax".
+        device: where the result goes, for example "cuda"; conversion itself runs on the CPU. None:
+            it stays there.
+        cuda_graph: replay the result as one CUDA graph, captured at the first call with a shape.
 
     Returns:
         The converted model: for "modules" a copy, `QuantLayer.explain()` of a layer says how it
-        runs; for "program" a `defakeq.lower.ProgramModule`.
+        runs; for "program" a `defakeq.lower.ProgramModule`; with `cuda_graph` a
+        `defakeq.graphed.GraphedModule` around it. Each has the `input_size`, `preprocess` and
+        `score` that the model has.
 
     Raises:
         ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
             unusable calibration batches, an unknown backend or observer; the message names it.
-        RuntimeError: the converted model fails on the example inputs.
+        RuntimeError: the converted model fails on the example inputs, or there is no such device.
     """
+    target = _target(device, cuda_graph)
     if backend not in BACKENDS:
         accepted = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend: found {backend!r}; accepted is {accepted}")
@@ -95,7 +106,9 @@ def convert(
         if isinstance(calibration, (Tensor, Mapping)):
             calibration = [calibration]
         batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
-        return lower(converted, inputs, plan, batches, observer)
+        program = lower(converted, inputs, plan, batches, observer)
+        program.surroundings = Surroundings.of(converted)
+        return _placed(program, target, cuda_graph)
 
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
@@ -109,7 +122,7 @@ def convert(
             raise ValueError(f"layer {name!r}: {error}") from error
         replace_module(converted, module, swapped)
     _check_converted(converted, inputs)
-    return converted
+    return _placed(converted, target, cuda_graph)
 
 
 def save(
@@ -124,13 +137,15 @@ def save(
         model: what `convert` or `load` returned.
         path: where to; an existing file is replaced.
         builder: "package.module:function" that returns the unconverted model, so that `load` needs
-            none; None: `load` must be given a model.
+            none; None: `load` must be given a model, unless `defakeq.detectors.build` made it.
         builder_kwargs: the builder's keyword arguments, of JSON types.
 
     Raises:
         ValueError: a model without packed layers, a program with fallbacks, a state that a file
             cannot hold, or a builder that does not exist; the message names it.
     """
+    if isinstance(model, GraphedModule):
+        model = model.model
     if isinstance(model, ProgramModule):
         if builder is not None or builder_kwargs is not None:
             raise ValueError("builder: found with a program, which needs none; accepted is None")
@@ -164,6 +179,8 @@ def save(
             if isinstance(module, Folded)
         },
     }
+    if builder is None and getattr(model, "published_name", None) is not None:
+        builder, builder_kwargs = DETECTOR_BUILDER, {"name": model.published_name}
     if builder is not None:
         kwargs = dict(builder_kwargs or {})
         if json.loads(json.dumps(kwargs)) != kwargs:
@@ -185,9 +202,9 @@ def load(
         path: the file.
         model: the model's skeleton, whose parameters do not matter: the unconverted model, a
             converted one, or a function that returns one of these. A module is copied and left as
-            it is. None: the builder named in the file is called.
+            it is. None: the builder named in the file is called. A program needs none.
         trusted: builders, as "package.module:function", that a file may name besides the module
-            classes of this package: a file must not choose what code runs.
+            classes and detectors of this package: a file must not choose what code runs.
 
     Returns:
         The model in evaluation mode; no parameter requires grad.
@@ -198,7 +215,7 @@ def load(
         OSError: the file cannot be read.
     """
     tensors, network = dfq.read(path)
-    if model is None and "program" in network:
+    if "program" in network:  # it needs no skeleton
         return ProgramModule.of_file(tensors, network)
     described = network.get("model")
     if not isinstance(described, dict) or not isinstance(described.get("folded"), dict):
@@ -220,6 +237,35 @@ def load(
 
 
 # convert
+
+
+def _target(device: str | torch.device | None, cuda_graph: bool) -> torch.device:
+    """The device of the result, which exists."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: found {device!r}; accepted is 'cpu' or 'cuda'") from error
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: found {device!r}; accepted is 'cpu' or 'cuda'")
+    if cuda_graph and target.type != "cuda":
+        raise ValueError(f"cuda_graph: found True for device {str(target)!r}; accepted is 'cuda'")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "device: found no CUDA device that torch can use (torch.cuda.is_available() is "
+            "False: no driver, or a CPU build of torch); accepted is 'cpu'"
+        )
+    return target
+
+
+def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Module:
+    if target.type == "cpu":
+        return model
+    moved = model.to(target)
+    if not cuda_graph:
+        return moved
+    graphed = GraphedModule(moved)
+    graphed.surroundings = Surroundings.of(moved)
+    return graphed
 
 
 def _inputs(what: str, batch: object) -> Inputs:
@@ -478,10 +524,11 @@ def _skeleton(
         what, kwargs = record.get("function"), record.get("kwargs")
         if not isinstance(what, str) or not isinstance(kwargs, dict):
             raise ValueError("network.model.builder: found no function name and arguments")
-        if what not in trusted and not _is_own(what):
+        detector = what == DETECTOR_BUILDER and set(kwargs) == {"name"}
+        if what not in trusted and not detector and not _is_own(what):
             raise ValueError(
-                f"builder: found {what!r} in the file; accepted is module classes of this package "
-                "and what the argument `trusted` lists"
+                f"builder: found {what!r} in the file; accepted is module classes and detectors of "
+                "this package, and what the argument `trusted` lists"
             )
         built = _find_builder(what)(**kwargs)
     if not isinstance(built, nn.Module):

@@ -1,7 +1,7 @@
-"""Every kernel family against the reference, under Triton's interpreter.
+"""Every kernel family against the reference, under Triton's interpreter or on a GPU.
 
 Run by tests/test_triton_interpreter.py in a process of its own, since TRITON_INTERPRET=1 replaces
-the compiler in the whole process.
+the compiler in the whole process, and by tests/test_triton_gpu.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from defakeq_kernels import reference
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
 from defakeq_kernels.triton import config, launch, layout, run
 from defakeq_kernels.triton.bounds import error_bound
+from defakeq_kernels.triton.start import INTERPRETED
 
 STATIC = ActQuant.static(-2, 3)
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +30,13 @@ def _seed() -> None:
 
 def on_gpu(layer: Any, x: Any, **extra: Any) -> Any:
     packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    packed, x = packed.to(DEVICE), x.to(DEVICE)
+    extra = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
     out_int8 = layer.out is not None
     if layer.kind == "linear":
-        return launch.linear(x, packed, layer.out_features, out_int8, **extra)
+        return launch.linear(x, packed, layer.out_features, out_int8, **extra).cpu()
     geometry = (made.kernel, made.stride, made.padding, made.dilation)
-    return launch.conv2d(x, packed, layer.out_channels, *geometry, out_int8, **extra)
+    return launch.conv2d(x, packed, layer.out_channels, *geometry, out_int8, **extra).cpu()
 
 
 def plain(value: Any, kind: str) -> Any:
@@ -69,7 +73,11 @@ def check(layer: Any, x: Any, **extra: Any) -> None:
     """Equal bytes for integer layers, the computed bound for others."""
     y, wanted = on_gpu(layer, x, **extra), expected(layer, x, **extra)
     assert y.shape == wanted.shape
-    integer = layer.act is not None and 16 not in layer.bits and not layer._buffers.get("half_in_index") is not None
+    integer = (
+        layer.act is not None
+        and 16 not in layer.bits
+        and not layer._buffers.get("half_in_index") is not None
+    )
     if integer:
         assert torch.equal(y, wanted)
         return
@@ -130,32 +138,63 @@ def test_split_reduction(half_out: Any) -> None:
 
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
-    "3x3": dict(channels=64, kernel=3, geometry={"padding": 1}, bits=4, activation="relu"),
-    "geometry": dict(
-        channels=48, kernel=(3, 5), bits=3, activation="gelu",
-        geometry={"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)},
-    ),
-    "pointwise": dict(channels=40, kernel=1, bits=4, activation="hardswish"),
-    "strided pointwise": dict(channels=40, kernel=1, geometry={"stride": 2}, bits=5),
-    "first": dict(
-        channels=3, kernel=7, geometry={"stride": 2, "padding": 3}, bits=8, activation="sigmoid"
-    ),
-    "grouped": dict(channels=48, kernel=3, geometry={"padding": 1, "groups": 3}, bits=4),
-    "depthwise": dict(
-        channels=24, kernel=3, geometry={"padding": 1, "groups": 24}, bits=4, activation="silu"
-    ),
-    "depthwise pruned": dict(
-        channels=12, kernel=5, geometry={"padding": 2, "groups": 12}, bits=8,
-        keep_out=torch.arange(0, 24, 3), half_out=[3, 9],
-    ),
-    "scale groups": dict(
-        channels=80, kernel=(1, 3), geometry={"padding": (0, 1)}, group_size=32, bits=4
-    ),
-    "pruned": dict(
-        channels=80, kernel=3, geometry={"padding": 1}, bits=4, keep_in=torch.arange(0, 80, 2),
-        half_in=torch.tensor([4, 6]), half_out=[2], keep_out=torch.arange(0, 24, 2),
-    ),
-}  # fmt: skip
+    "3x3": {
+        "channels": 64,
+        "kernel": 3,
+        "geometry": {"padding": 1},
+        "bits": 4,
+        "activation": "relu",
+    },
+    "geometry": {
+        "channels": 48,
+        "kernel": (3, 5),
+        "bits": 3,
+        "activation": "gelu",
+        "geometry": {"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)},
+    },
+    "pointwise": {"channels": 40, "kernel": 1, "bits": 4, "activation": "hardswish"},
+    "strided pointwise": {"channels": 40, "kernel": 1, "geometry": {"stride": 2}, "bits": 5},
+    "first": {
+        "channels": 3,
+        "kernel": 7,
+        "geometry": {"stride": 2, "padding": 3},
+        "bits": 8,
+        "activation": "sigmoid",
+    },
+    "grouped": {"channels": 48, "kernel": 3, "geometry": {"padding": 1, "groups": 3}, "bits": 4},
+    "depthwise": {
+        "channels": 24,
+        "kernel": 3,
+        "geometry": {"padding": 1, "groups": 24},
+        "bits": 4,
+        "activation": "silu",
+    },
+    "depthwise pruned": {
+        "channels": 12,
+        "kernel": 5,
+        "geometry": {"padding": 2, "groups": 12},
+        "bits": 8,
+        "keep_out": torch.arange(0, 24, 3),
+        "half_out": [3, 9],
+    },
+    "scale groups": {
+        "channels": 80,
+        "kernel": (1, 3),
+        "geometry": {"padding": (0, 1)},
+        "group_size": 32,
+        "bits": 4,
+    },
+    "pruned": {
+        "channels": 80,
+        "kernel": 3,
+        "geometry": {"padding": 1},
+        "bits": 4,
+        "keep_in": torch.arange(0, 80, 2),
+        "half_in": torch.tensor([4, 6]),
+        "half_out": [2],
+        "keep_out": torch.arange(0, 24, 2),
+    },
+}
 
 
 @pytest.mark.parametrize("act", [None, STATIC, ActQuant.dynamic("row")], ids=str)
@@ -182,10 +221,10 @@ def test_extreme_values_are_exact() -> None:
 
 def test_quantize_and_dequantize() -> None:
     x = torch.cat([torch.randn(5000) * 9, torch.tensor([float("nan"), float("inf"), -1e30, 0.25])])
-    q = launch.quantize(x, 0.1, 3, 7)
-    assert torch.equal(q, torch.ops.defakeq.quantize(x, 0.1, 3, 7))
+    q = launch.quantize(x.to(DEVICE), 0.1, 3, 7)
+    assert torch.equal(q.cpu(), torch.ops.defakeq.quantize(x, 0.1, 3, 7))
     y = launch.dequantize(q, 0.1, 3)
-    assert torch.equal(y, torch.ops.defakeq.dequantize(q, 0.1, 3))
+    assert torch.equal(y.cpu(), torch.ops.defakeq.dequantize(q.cpu(), 0.1, 3))
 
 
 def test_views_and_empty_batches() -> None:

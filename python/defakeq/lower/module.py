@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from defakeq.interface import Interface, Surroundings
 from defakeq.lower.capture import Node
 from defakeq.lower.check import NodeCheck, check
 from defakeq_kernels import dfq, runtime
@@ -97,9 +99,11 @@ Stage = ProgramStage | TorchStage
 class ProgramModule(nn.Module):
     """Runs a lowered model; what `convert(..., backend="program")` and `load` return.
 
-    It takes and returns float32 tensors in main memory, has no parameters and no gradient. Its
-    buffers ``program0``, ``program1``, ... hold the content of ``.dfq`` files, so that it can be
-    exported and compiled; each program is one call of ``torch.ops.defakeq.run_program``.
+    It takes and returns float32 tensors, in main memory or, after ``to("cuda")``, on that device,
+    has no parameters and no gradient. Its buffers ``program0``, ``program1``, ... hold the content
+    of ``.dfq`` files, so that it can be exported and compiled; each program is one call of
+    ``torch.ops.defakeq.run_program``. It has the attribute ``input_size`` and the methods
+    ``preprocess`` and ``score`` that the model has.
 
     Args:
         stages: in order of execution; a single program for a model without fallbacks.
@@ -125,6 +129,8 @@ class ProgramModule(nn.Module):
         self.single = single
         self.fallbacks = list(fallbacks)
         self.threads = threads
+        self.device = torch.device("cpu")
+        self.surroundings: Surroundings | None = None
         for number, stage in enumerate(self.stages):
             if isinstance(stage, ProgramStage):
                 self.register_buffer(f"program{number}", stage.data)
@@ -137,7 +143,18 @@ class ProgramModule(nn.Module):
         inputs = [port["name"] for port in program["inputs"]]
         outputs = [port["name"] for port in program["outputs"]]
         stage = ProgramStage(tensors, network, inputs, outputs, [() for _ in outputs])
-        return ProgramModule([stage], inputs, outputs, len(outputs) == 1)
+        module = ProgramModule([stage], inputs, outputs, len(outputs) == 1)
+        if "interface" in network:
+            module.surroundings = Surroundings(Interface.of(network["interface"]))
+        return module
+
+    def __getattr__(self, name: str) -> Any:
+        """``input_size``, ``preprocess`` and ``score`` of the detector, where it has them."""
+        if name in Surroundings.NAMES:
+            around = self.__dict__.get("surroundings")
+            if around is not None:
+                return around.get(name, self)
+        return super().__getattr__(name)
 
     def file(self) -> tuple[dfq.Tensors, dfq.Network]:
         """The tensors and network of a ``.dfq`` file that needs no torch.
@@ -153,7 +170,10 @@ class ProgramModule(nn.Module):
             )
         (stage,) = self.stages
         assert isinstance(stage, ProgramStage)
-        return stage.tensors, stage.network
+        around = self.surroundings
+        if around is None or around.interface is None:
+            return stage.tensors, stage.network
+        return stage.tensors, {**stage.network, "interface": around.interface.describe()}
 
     def explain(self) -> dict[str, Any]:
         """What runs how.
@@ -201,7 +221,7 @@ class ProgramModule(nn.Module):
                     stage.run(held)
                     continue
                 given = [held[name] for name in stage.inputs]
-                images = [x[0] for x in _arranged(stage, given, 1)]
+                images = [x[0] for x in _arranged(stage, given, 1, torch.device("cpu"))]
                 found += check(stage.tensors, stage.network, images, self._run_once)
                 results = self._run(number, stage, given, 1)
                 held.update(_shaped(stage, results))
@@ -265,22 +285,32 @@ class ProgramModule(nn.Module):
         self, number: int, stage: ProgramStage, given: Sequence[Tensor], batch: int
     ) -> list[Tensor]:
         data = self.get_buffer(f"program{number}")
-        inputs = _arranged(stage, given, batch)
+        inputs = _arranged(stage, given, batch, self.device)
         return run_program(data, inputs, stage.output_ports, self.threads or 0)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ProgramModule:
-        # Programs are bytes in main memory, whatever the model around them is moved or cast to.
+        # Programs are bytes in main memory, whatever the model around them is cast to; where it is
+        # moved to, they are packed for at the first call.
+        target = fn(torch.empty(0)).device
+        if target.type in ("cpu", "cuda"):
+            self.device = target
+            for stage in self.stages:
+                if isinstance(stage, TorchStage):
+                    stage.constants = {n: c.to(target) for n, c in stage.constants.items()}
         return self
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> ProgramModule:
-        return ProgramModule(
-            self.stages,
+        made = ProgramModule(
+            [copy.copy(stage) for stage in self.stages],
             self.input_names,
             self.output_names,
             self.single,
             self.fallbacks,
             self.threads,
         )
+        made.device = self.device
+        made.surroundings = self.surroundings
+        return made
 
 
 def _shaped(stage: ProgramStage, results: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -291,12 +321,14 @@ def _shaped(stage: ProgramStage, results: Sequence[Tensor]) -> dict[str, Tensor]
     }
 
 
-def _arranged(stage: ProgramStage, given: Sequence[Tensor], batch: int) -> list[Tensor]:
+def _arranged(
+    stage: ProgramStage, given: Sequence[Tensor], batch: int, device: torch.device
+) -> list[Tensor]:
     """Float32 inputs without gradient, of the ports' ranks where they hold as many values."""
     arranged = []
     for x, port in zip(given, stage.input_ports, strict=True):
         x = x.detach() if x.requires_grad else x
-        x = x.to("cpu", torch.float32)
+        x = x.to(device, torch.float32)
         if x.dim() != len(port) + 1 and x.numel() == batch * math.prod(port):
             x = x.reshape(batch, *port)
         arranged.append(x)

@@ -1,0 +1,318 @@
+"""The GPU kernels beside other libraries, on the machine at hand.
+
+    python bench/gpu.py [--json FILE] [--only gemv,matmul,conv,detector,pruned] [--quick]
+
+Times are medians of CUDA graph replays by CUDA events; a graph holds several calls on different
+inputs and weights, together larger than the second-level cache. Peers that are not installed, and
+those that fail, are listed with the reason. Results with device and versions go to FILE, by default
+bench/results/gpu-<device>.json. Exit code 1: a bar is missed; 2: no CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from defakeq import QuantPlan, convert, networks
+from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
+
+Call = Callable[[], Any]
+STATIC = ActQuant.static(-3, 3)
+# 3x3 and 1x1 convolutions of the detectors: channels in, channels out, kernel, image side.
+CONVS = (
+    (64, 64, 3, 64), (128, 128, 3, 32), (256, 256, 3, 16), (512, 512, 3, 8),
+    (728, 728, 1, 16), (160, 960, 1, 24), (272, 1632, 1, 12),
+)  # fmt: skip
+DETECTORS = ("resnet34", "efficientnet_b4", "xception", "swin_base")
+
+
+def replayed(calls: Sequence[Call], repeats: int) -> float:
+    """Median seconds of one call."""
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        kept = [call() for call in calls]
+    times = []
+    for _ in range(repeats + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / len(calls))
+    del kept
+    return statistics.median(times[3:])
+
+
+class Rows:
+    """Results, and how they compare with the bars."""
+
+    def __init__(self, repeats: int) -> None:
+        self.repeats = repeats
+        self.rows: list[dict[str, Any]] = []
+        self.bars: list[dict[str, Any]] = []
+
+    def measure(self, work: str, engine: str, make: Callable[[], Sequence[Call]]) -> float | None:
+        try:
+            seconds: float | None = replayed(make(), self.repeats)
+            reason = None
+        except Exception as error:  # a peer may fail in any way; the reason is kept
+            if engine == "defakeq":
+                raise
+            seconds, reason = None, f"{type(error).__name__}: {error}"[:200]
+        torch.cuda.empty_cache()
+        self.rows.append({"work": work, "engine": engine, "seconds": seconds, "reason": reason})
+        text = f"{seconds * 1e6:10.1f} us" if seconds else f"not measured ({reason})"
+        print(f"{work:44} {engine:18} {text}", flush=True)
+        return seconds
+
+    def bar(self, name: str, value: float | None, wanted: float, at_least: bool = True) -> None:
+        met = value is not None and (value >= wanted if at_least else value <= wanted)
+        self.bars.append({"bar": name, "value": value, "wanted": wanted, "met": met})
+        sign = ">=" if at_least else "<="
+        shown = "not measured" if value is None else f"{value:.3f}"
+        state = "met" if met else "MISSED" if value is not None else "absent"
+        print(f"{state:8} {name}: {shown} ({sign} {wanted})", flush=True)
+
+
+def sets_of(weight_bytes: int) -> int:
+    """How many weights do not fit the second-level cache together."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(4, min(64, math.ceil(2 * cache / weight_bytes)))
+
+
+def over(slower: float | None, faster: float | None) -> float | None:
+    """How many times as fast."""
+    return None if slower is None or faster is None else slower / faster
+
+
+def linears(n: int, k: int, count: int, **options: Any) -> list[Callable[[Any], Any]]:
+    """One layer `count` times in memory, packed once."""
+    layer = QuantLinear.from_float(nn.Linear(k, n), **options).cuda()
+    copies = [layer.packed, *(layer.packed.clone() for _ in range(count - 1))]
+    return [lambda x, p=p: torch.ops.defakeq.linear(x, p, n, False) for p in copies]
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy reads and writes."""
+    a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    return 2 * a.numel() / replayed([lambda: b.copy_(a)], 20)
+
+
+def gemv(rows: Rows, quick: bool) -> None:
+    bandwidth = copy_bandwidth()
+    for size, bar in ((4096, 2.0), (16384, 3.0)):
+        for m in (1,) if quick else (1, 2, 4, 8, 16):
+            work = f"w4a16 {m}x{size}x{size}"
+            count = sets_of(size * size // 2)
+            xs = [torch.randn(m, size, device="cuda").half() for _ in range(count)]
+
+            def ours(count: int = count, size: int = size, xs: Any = xs) -> list[Call]:
+                layers = linears(size, size, count, bits=4, group_size=128)
+                return [lambda q=q, x=x: q(x) for q, x in zip(layers, xs, strict=True)]
+
+            def dense(size: int = size, m: int = m) -> list[Call]:
+                few = sets_of(2 * size * size)
+                made = [nn.Linear(size, size, device="cuda").half() for _ in range(few)]
+                x = torch.randn(m, size, device="cuda").half()
+                return [lambda d=d: d(x) for d in made]
+
+            def gemlite(count: int = count, size: int = size, xs: Any = xs) -> list[Call]:
+                from gemlite.core import DType, GemLiteLinear
+
+                calls = []
+                for x in xs:
+                    made = GemLiteLinear(4, 128, size, size, DType.FP16, DType.FP16)
+                    codes = torch.randint(0, 16, (size, size), dtype=torch.uint8, device="cuda")
+                    groups = (size * size // 128, 1)
+                    scale = torch.rand(groups, device="cuda").half()
+                    made.pack(codes, scale, torch.full_like(scale, 8), None)
+                    calls.append(lambda made=made, x=x: made(x))
+                return calls
+
+            def torchao(size: int = size, m: int = m, count: int = count) -> list[Call]:
+                from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+                made = [nn.Linear(size, size, device="cuda").bfloat16() for _ in range(count)]
+                for layer in made:
+                    quantize_(layer, Int4WeightOnlyConfig(group_size=128))
+                x = torch.randn(m, size, device="cuda").bfloat16()
+                return [lambda d=d: d(x) for d in made]
+
+            t = rows.measure(work, "defakeq", ours)
+            rows.bar(
+                f"{work} over torch fp16", over(rows.measure(work, "torch fp16", dense), t), bar
+            )
+            other = rows.measure(work, "gemlite", gemlite)
+            rows.bar(f"{work} over gemlite", over(other, t), 1.1)
+            rows.measure(work, "torchao int4", torchao)
+            if size == 16384 and t is not None:
+                read = size * size / 2 + size * size / 128 * 4
+                rows.bar(f"{work} of copy bandwidth", read / t / bandwidth, 0.75)
+
+
+def matmul(rows: Rows, quick: bool) -> None:
+    for m in (512,) if quick else (512, 2048, 8192):
+        for size in (1024, 4096):
+            x = torch.randint(-128, 128, (m, size), dtype=torch.int8, device="cuda")
+
+            def dense(m: int = m, size: int = size) -> list[Call]:
+                made = [nn.Linear(size, size, device="cuda").half() for _ in range(4)]
+                h = torch.randn(m, size, device="cuda").half()
+                return [lambda d=d: d(h) for d in made]
+
+            def int_mm(x: Any = x, size: int = size) -> list[Call]:
+                w = torch.randint(-128, 128, (size, size), dtype=torch.int8, device="cuda")
+                return [lambda: torch._int_mm(x, w.t())] * 4
+
+            shape = f"{m}x{size}x{size}"
+            fp16 = rows.measure(shape, "torch fp16", dense)
+            whole = rows.measure(shape, "torch _int_mm", int_mm)
+            for bits in (8, 4):
+
+                def ours(bits: int = bits, size: int = size, x: Any = x) -> list[Call]:
+                    options = {"bits": bits, "symmetric": True, "act": STATIC}
+                    return [lambda q=q: q(x) for q in linears(size, size, 4, **options)]
+
+                t = rows.measure(f"w{bits}a8 {shape}", "defakeq", ours)
+                rows.bar(f"w{bits}a8 {shape} over torch fp16", over(fp16, t), 1.4)
+                rows.bar(f"w{bits}a8 {shape} over _int_mm", over(whole, t), 1.0)
+
+
+def convolutions(rows: Rows, quick: bool) -> None:
+    ratios: list[float | None] = []
+    for batch in (1,) if quick else (1, 8, 32):
+        for c, d, k, side in CONVS:
+            work = f"conv {k}x{k} {c}-{d}@{side} batch {batch}"
+            shape = (batch, c, side, side)
+
+            def dense(c: int = c, d: int = d, k: int = k, shape: Any = shape) -> list[Call]:
+                made = [nn.Conv2d(c, d, k, padding=k // 2, device="cuda").half() for _ in range(8)]
+                made = [m.to(memory_format=torch.channels_last) for m in made]
+                x = torch.randn(shape, device="cuda").half()
+                x = x.to(memory_format=torch.channels_last)
+                return [lambda m=m: m(x) for m in made]
+
+            def ours(c: int = c, d: int = d, k: int = k, shape: Any = shape) -> list[Call]:
+                conv = nn.Conv2d(c, d, k, padding=k // 2)
+                weight = QuantConv2d.from_float(conv, bits=4, symmetric=True).packed_weight()
+                made = [QuantConv2d(weight, STATIC, "relu", STATIC).cuda() for _ in range(8)]
+                x = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda")
+                x = x.to(memory_format=torch.channels_last)
+                return [lambda m=m: m(x) for m in made]
+
+            torch.backends.cudnn.benchmark = True
+            fp16 = rows.measure(work, "cuDNN fp16", dense)
+            ratios.append(over(fp16, rows.measure(work, "defakeq", ours)))
+    known = [r for r in ratios if r is not None]
+    mean = statistics.geometric_mean(known) if len(known) == len(ratios) else None
+    rows.bar("int8 convolutions over cuDNN fp16, geometric mean", mean, 1.3)
+
+
+def detectors(rows: Rows, quick: bool) -> None:
+    for name in DETECTORS[:1] if quick else DETECTORS:
+        model = networks.build(name)
+        side = model.input_size[-1]
+        example = networks.images(1, side)
+        plan = QuantPlan.uniform(model, 4, act_bits=8)
+        program = convert(
+            model, example, plan, networks.images(4, side), backend="program", device="cuda"
+        )
+        for batch in (1,) if quick else (1, 32):
+            x = networks.images(batch, side).cuda()
+
+            def compiled(model: Any = model, x: Any = x) -> list[Call]:
+                half = model.half().cuda().to(memory_format=torch.channels_last)
+                fast = torch.compile(half, mode="max-autotune-no-cudagraphs")
+                h = x.half().to(memory_format=torch.channels_last)
+                return [lambda: fast(h)]
+
+            work = f"{name} batch {batch}"
+            t = rows.measure(work, "defakeq", lambda p=program, x=x: [lambda: p(x)])
+            other = rows.measure(work, "torch.compile fp16", compiled)
+            rows.bar(f"{work} over torch.compile", over(other, t), 1.5)
+            model.float().cpu()
+
+
+def pruned(rows: Rows, quick: bool) -> None:
+    for size in (4096,) if quick else (2048, 4096, 8192):
+        x = torch.randint(-128, 128, (8192, size), dtype=torch.int8, device="cuda")
+        half = torch.arange(0, size, 2)
+        times = []
+        for text, kept in (("dense", {}), ("half in and out", {"keep_in": half, "keep_out": half})):
+
+            def ours(kept: Any = kept, size: int = size, x: Any = x) -> list[Call]:
+                options = {"bits": 8, "symmetric": True, "act": STATIC, **kept}
+                return [lambda q=q: q(x) for q in linears(size, size, 2, **options)]
+
+            times.append(rows.measure(f"8192x{size}x{size} {text}", "defakeq", ours))
+        rows.bar(f"8192x{size}x{size} pruned, part of the dense time", over(*times[::-1]), 0.35,
+                 at_least=False)  # fmt: skip
+
+
+PARTS = {
+    "gemv": gemv,
+    "matmul": matmul,
+    "conv": convolutions,
+    "detector": detectors,
+    "pruned": pruned,
+}
+
+
+def machine() -> dict[str, Any]:
+    p = torch.cuda.get_device_properties(0)
+    found = {"device": p.name, "arch": f"sm_{p.major}{p.minor}", "cuda": torch.version.cuda}
+    for package in ("torch", "triton", "gemlite", "torchao", "defakeq"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="few shapes and repeats")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",")
+    for name in chosen:
+        if name not in PARTS:
+            parser.error(f"--only: found {name!r}; accepted is {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        print("bench/gpu.py: found no CUDA device; nothing was measured", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    rows = Rows(10 if arguments.quick else 50)
+    for name in chosen:
+        PARTS[name](rows, arguments.quick)
+    about = machine()
+    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    path = arguments.json or Path(__file__).parent / "results" / f"gpu-{slug}.json"
+    temporary = path.with_suffix(".tmp")
+    document = {"machine": about, "rows": rows.rows, "bars": rows.bars}
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(temporary, path)
+    return 0 if all(bar["met"] for bar in rows.bars) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The machine code of the GPU kernels keeps to its budget on every architecture; no GPU needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parent / "triton"))
+import static_cases
+
+from defakeq_kernels.triton import config
+
+
+@pytest.mark.parametrize("arch", static_cases.ARCHITECTURES)
+@pytest.mark.parametrize("name", static_cases.CASES)
+def test_machine_code(name: str, arch: int) -> None:
+    budget = json.loads(static_cases.BUDGET.read_text())
+    wanted = static_cases.CASES[name][2]
+    for kernel, r in static_cases.reports(name, arch).items():
+        assert r.stack == r.local == r.like("LDL|STL") == 0, "registers spill"
+        assert r.shared <= config.DEVICES[arch].shared
+        allowed = budget[f"{name} / {kernel} / sm_{arch}"]
+        assert r.per_mma <= allowed["per_mma"]
+        assert r.instructions <= allowed["instructions"]
+        if kernel != "product_kernel":
+            continue
+        assert r.like(wanted[arch]) > 0
+        others = {"IMMA", "IGMMA", "HMMA", "HGMMA"} - {wanted[arch]}
+        assert not any(r.like(other) for other in others - {"IMMA"})
+        for loop in r.loops:
+            loads = {n for n in loop if n.startswith(("LDG.", "LDGSTS"))}
+            # Hopper's layout of half-precision operands takes the weights 8 bytes at a time.
+            widths = ("128", "64") if wanted[arch] == "HGMMA" else ("128",)
+            assert loads
+            assert all(n.endswith(widths) for n in loads), loads
+            assert any(n.endswith("128") for n in loads)

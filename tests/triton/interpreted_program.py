@@ -1,0 +1,100 @@
+"""Programs on the GPU path against the oracle, under Triton's interpreter.
+
+Run by tests/test_triton_interpreter.py in a process of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from program_builder import Builder
+from test_program_bytes import CASES, KINDS, OTHER
+
+from defakeq_kernels import reference_program
+from defakeq_kernels.triton.program import GpuProgram
+
+EXACT = {"convert", "pool2d", "mean_rows", "copy", "lookup", "squeeze_excite", "conv2d"}
+
+
+@pytest.mark.parametrize("out", [None, OTHER], ids=("float", "int8"))
+@pytest.mark.parametrize("q", KINDS, ids=("from float", "from int8"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_node(case: Any, q: Any, out: Any) -> None:
+    b = Builder(7)
+    case(b, q, out)
+    inputs = []
+    for port in b.program["inputs"]:
+        shape = b.program["values"][port["value"]]["shape"]
+        shape = [shape[2], *shape[:2]] if port["layout"] == "nchw" else shape
+        inputs.append(b.rng.standard_normal((2, *shape)).astype(np.float32))
+    expected = reference_program.run(b.source(), inputs)
+    program = GpuProgram(b.tensors, b.network, torch.device("cpu"))
+    found = program([torch.from_numpy(x) for x in inputs])
+    data = [port["value"] for port in b.program["inputs"]]
+    nodes = {node["out"][0]: node for node in b.program["nodes"]}
+    for port, y, e in zip(b.program["outputs"], found, expected, strict=True):
+        node, value = nodes[port["value"]], b.program["values"][port["value"]]
+        assert tuple(y.shape) == e.shape
+        if node.get("fn") == "div" and node["in"][1] in data:
+            continue  # by zero in places, whose activations are torch's own
+        exact = node["op"] in EXACT and (q is not None or node["op"] != "pool2d")
+        if node["op"] == "mean_rows":
+            exact = q is not None
+        got = y.numpy()
+        assert np.array_equal(np.isfinite(got), np.isfinite(e)), node
+        got, e = (np.nan_to_num(a, nan=0, posinf=1, neginf=-1) for a in (got, e))
+        difference = np.abs(got - e)
+        if exact:
+            assert not difference.any(), node
+        elif value["dtype"] == "int8":
+            assert difference.max() <= 1.01 * value["scale"], node
+        else:
+            limit = (
+                0.02 if node["op"] == "attention" else 1e-3
+            )  # the CPU keeps 8 bits of a probability
+            assert (difference <= limit + 1e-4 * np.abs(e)).all(), (node, difference.max())
+
+
+def test_wrong_inputs_are_named() -> None:
+    b = Builder(1)
+    CASES[2](b, None, None)
+    program = GpuProgram(b.tensors, b.network, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"input .*: found \[1, 3, 3, 3\]; accepted is"):
+        program([torch.zeros(1, 3, 3, 3)])
+    b.network["program"]["nodes"][0]["op"] = "fft"
+    with pytest.raises(ValueError, match="nodes: found 'fft'"):
+        GpuProgram(b.tensors, b.network, torch.device("cpu"))
+    with pytest.raises(ValueError, match="program: found none"):
+        GpuProgram({}, {"layers": {}}, torch.device("cpu"))
+
+
+def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
+    from defakeq_kernels import dfq
+    from defakeq_kernels.triton import program as module
+
+    b = Builder(3)
+    CASES[2](b, None, None)
+    data = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
+    x = torch.randn(2, 21, 6, 5)
+    (y,) = module.run_program(data, [x], [3, 21, 6, 5])
+    assert torch.equal(y, x)
+    assert y.is_contiguous()
+    assert module._loaded(data, x.device) is module._loaded(data, x.device)
+    with pytest.raises(ValueError, match="out_shapes: found"):
+        module.run_program(data, [x], [1, 5])
+    with pytest.raises(ValueError, match="inputs: found none"):
+        module.run_program(data, [], [])
+    key = data.untyped_storage()._cdata
+    with pytest.raises(RuntimeError):
+        module.run_program(data[:100].clone(), [x], [3, 21, 6, 5])
+    del data
+    other = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
+    module._loaded(other, x.device)
+    assert key not in module._KNOWN
