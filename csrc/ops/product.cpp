@@ -5,6 +5,7 @@
 #include "ops/arena.h"
 #include "ops/post.h"
 #include "ops/tasks.h"
+#include "ops/window_sums.h"
 
 namespace defakeq {
 
@@ -32,7 +33,8 @@ class Product {
         images_(images),
         parallel_(parallel),
         gemv_(uses_gemv()),
-        activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4) {
+        activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4),
+        window_sums_(layer, kernels, images, activations_) {
     tasks_ = std::max(parallel.threads(), 1);
     chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(activations_.bytes_per_image(), 1),
                                  1, images.n);
@@ -78,6 +80,7 @@ class Product {
   Parallel& parallel_;
   bool gemv_;
   Activations activations_;
+  WindowSums window_sums_;
   int tasks_ = 1;
   int64_t chunk_ = 1, rows_per_image_ = 1, m_ = 0;
 
@@ -140,6 +143,7 @@ void Product::place(Arena& arena) {
   }
   if (ints && !weight_only) {
     row_sum_ = arena.take<int32_t>(m * std::max(layer_.groups, layer_.pieces));
+    if (window_sums_.pays()) window_sums_.place(arena, chunk_, tasks_);
   }
   if (layer_.act_mode == ActMode::kDynamicRow || layer_.act_mode == ActMode::kDynamicTensor) {
     row_scale_ = arena.take<float>(m);
@@ -215,6 +219,7 @@ void Product::find_rows(int64_t begin, int64_t end) {
 
 void Product::sum_rows(int64_t begin, int64_t end) {
   if (row_sum_ == nullptr) return;
+  if (window_sums_.pays()) return window_sums_.sum(begin, end, row_sum_ + begin);
   if (layer_.pieces > 1) {
     for (int64_t p = 0; p < layer_.pieces; ++p) {
       const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
@@ -497,6 +502,7 @@ void Product::run_by_strips() {
 
 void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
   activations_.prepare(first, count, tensor_scale, parallel_);
+  if (row_sum_ != nullptr && window_sums_.pays()) window_sums_.prepare(count, parallel_);
   m_ = count * rows_per_image_;
   find_taps();
   const int64_t row0 = first * rows_per_image_;
