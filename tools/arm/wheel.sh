@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 tools/arm/setup.sh python
 python=${PYTHON:-python3}
 home=${DEFAKEQ_ARM_HOME:-$PWD/build/arm}
-build=build/aarch64-linux-wheel
+build=build/aarch64-linux
 tag=manylinux_2_35_aarch64
 "$python" tools/arm/configure.py "$build" "$home"
 DEFAKEQ_BUILD_DIRECTORY=$build "$python" setup.py --quiet bdist_wheel --plat-name "$tag" \
