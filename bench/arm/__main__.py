@@ -20,9 +20,9 @@ from bench.arm import loops
 from bench.arm.peer_layers import LAYERS, file_name
 
 EMULATE = Path(__file__).resolve().parents[2] / "tools/arm/emulate.sh"
-TIERS = {"cortex-a53": "neon", "cortex-a76": "neondot", "max": "i8mm"}
+CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
 VARIANTS = ("", " half-out", " half-in-out")
-CALLS = (2, 6)
+CALLS = (1, 3)
 
 
 def count(cpu: str, command: list[str], environment: dict[str, str]) -> int:
@@ -49,9 +49,9 @@ def a_call(cpu: str, command: list[str], environment: dict[str, str]) -> int:
     return (totals[1] - totals[0]) // (CALLS[1] - CALLS[0])
 
 
-def own_rows(build: Path, environment: dict[str, str]) -> list[dict[str, object]]:
+def own_rows(cpus: list[str], build: Path, environment: dict[str, str]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for cpu in TIERS:
+    for cpu in cpus:
         for layer in LAYERS:
             for variant in VARIANTS if layer.groups == 1 else VARIANTS[:1]:
                 for bits in (8, 4, 2):
@@ -63,10 +63,12 @@ def own_rows(build: Path, environment: dict[str, str]) -> list[dict[str, object]
     return rows
 
 
-def peer_rows(folder: Path, site: Path, environment: dict[str, str]) -> list[dict[str, object]]:
+def peer_rows(
+    cpus: list[str], folder: Path, site: Path, environment: dict[str, str]
+) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     script = str(Path(__file__).with_name("peer_run.py"))
-    for cpu in TIERS:
+    for cpu in cpus:
         for layer in LAYERS:
             stem = str(folder / file_name(layer))
             for engine, path in (
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--no-peers", action="store_true", help="count this project's kernels only")
+    parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=CPUS)
     arguments = parser.parse_args()
     environment = {"DEFAKEQ_ARM_HOME": str(arguments.home)}
     modelled = loops.measure(arguments.build)
@@ -100,12 +103,12 @@ def main() -> None:
             f"{loop['kernel']:32s} {loop['model']:12s} {loop['mac_per_cycle']:6} MAC/cycle, "
             f"{loop['stack_references']} stack references"
         )
-    rows = own_rows(arguments.build, environment)
+    rows = own_rows(arguments.cpus, arguments.build, environment)
     site = arguments.home / "site"
     if not arguments.no_peers:
         folder = arguments.home / "layers"
         subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", str(folder)], check=True)
-        rows += peer_rows(folder, site, environment)
+        rows += peer_rows(arguments.cpus, folder, site, environment)
     temporary = arguments.json.with_suffix(".tmp")
     temporary.write_text(json.dumps({"rows": rows, "loops": modelled}, indent=1) + "\n")
     temporary.replace(arguments.json)

@@ -32,12 +32,21 @@ class Loop(NamedTuple):
 
 
 LOOPS = (
-    Loop("gemm, 8 bits and fewer, sdot", "neondot/dq_gemm", "gemm_s8", ("cortex-a76", "cortex-a55")),
+    Loop(
+        "gemm, 8 bits and fewer, sdot", "neondot/dq_gemm", "gemm_s8", ("cortex-a76", "cortex-a55")
+    ),
     Loop("gemm, 8 bits and fewer, usmmla", "i8mm/dq_gemm", "gemm_s8", ("cortex-a710",)),
     Loop("gemm, 8 bits, smull", "neon/dq_gemm", r"Chain\)1", ("cortex-a72", "cortex-a53")),
     Loop("gemm, 8 bits, extreme codes", "neon/dq_gemm", r"Chain\)0", ("cortex-a72", "cortex-a53")),
-    Loop("gemm, 6 bits and fewer, smlal", "neon/dq_gemm", r"sum_chains|Chain\)2", ("cortex-a72", "cortex-a53")),
-    Loop("dwconv 3x3, sdot", "neondot/dq_dwconv", "dw_rows<false", ("cortex-a76", "cortex-a55")),
+    Loop(
+        "gemm, 6 bits and fewer, smlal",
+        "neon/dq_gemm",
+        r"sum_chains|Chain\)2",
+        ("cortex-a72", "cortex-a53"),
+    ),
+    Loop(
+        "dwconv 3x3, sdot", "neondot/dq_dwconv", r"DwFinish\)2, 2, 3", ("cortex-a76", "cortex-a55")
+    ),
 )
 
 
@@ -94,8 +103,13 @@ def measure(objects: Path) -> list[dict[str, object]]:
         straight = "\n".join(t for t in body if not BRANCH.match(t)) + "\n"
         for core in loop.models:
             report = subprocess.run(
-                ["llvm-mca-19", "-mtriple=aarch64", f"-mcpu={MODELS[core]}", "-iterations=200"]
-                + ["-mattr=+dotprod,+i8mm,+fullfp16"],
+                [
+                    "llvm-mca-19",
+                    "-mtriple=aarch64",
+                    f"-mcpu={MODELS[core]}",
+                    "-mattr=+dotprod,+i8mm,+fullfp16",
+                    "-iterations=200",
+                ],
                 input=straight,
                 check=True,
                 capture_output=True,

@@ -37,7 +37,11 @@ def file_name(layer: Layer) -> str:
 
 def write_onnx(layer: Layer, weight: np.ndarray, path: Path, nhwc: bool) -> None:
     """Write a QLinearConv; in NHWC it is the engine's own operator, without transposes."""
-    shape = [1, layer.size, layer.size, layer.channels] if nhwc else [1, layer.channels, layer.size, layer.size]
+    shape = (
+        [1, layer.size, layer.size, layer.channels]
+        if nhwc
+        else [1, layer.channels, layer.size, layer.size]
+    )
     constants = {
         "xs": np.float32(STEP),
         "xz": np.uint8(0),
