@@ -121,7 +121,7 @@ void Product::place(Arena& arena) {
   const int64_t m = chunk_ * rows_per_image_;
   activations_.place(arena, chunk_, tasks_);
   strips_ = arena.take<Strip>(layer_.blocks);
-  rows_.place(arena, m);
+  rows_.place(arena, chunk_, tasks_);
   if (ints) {
     codes_bytes_ = kTileBlocks * layer_.padded_steps * 64;
     codes_ = arena.take<uint8_t>(codes_bytes_ * tasks_);
@@ -414,6 +414,7 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
   activations_.prepare(first, count, tensor_scale, parallel_);
   m_ = count * rows_per_image_;
   rows_.find_taps(m_);
+  rows_.sum_pixels(count, parallel_);
   const int64_t row0 = first * rows_per_image_;
   final_out_ = offset(args_.out, row0 * layer_.out_channels, layer_.out_dtype);
   post_ = make_post(layer_, args_);

@@ -4,7 +4,8 @@
 
 namespace defakeq {
 
-void ProductRows::place(Arena& arena, int64_t rows) {
+void ProductRows::place(Arena& arena, int64_t chunk, int tasks) {
+  const int64_t rows = chunk * images_.out_h * images_.out_w;
   const bool weight_only = layer_.act_mode == ActMode::kNone;
   tap_offset_ = arena.take<int64_t>(int64_t{layer_.taps} * layer_.groups);
   piece_offset = arena.take<int64_t>(layer_.pieces);
@@ -16,6 +17,7 @@ void ProductRows::place(Arena& arena, int64_t rows) {
   }
   if (layer_.int_blocks > 0 && !weight_only) {
     sums_ = arena.take<int32_t>(rows * std::max(layer_.groups, layer_.pieces));
+    if (window_sums_.pays()) window_sums_.place(arena, chunk, tasks);
   }
   if (layer_.act_mode == ActMode::kDynamicRow || layer_.act_mode == ActMode::kDynamicTensor) {
     scales_ = arena.take<float>(rows);
@@ -39,6 +41,10 @@ void ProductRows::find_taps(int64_t rows) {
     piece_offset[p] =
         tap_offset_[p / layer_.pieces_per_tap] + p % layer_.pieces_per_tap * layer_.group_size;
   }
+}
+
+void ProductRows::sum_pixels(int64_t count, Parallel& parallel) {
+  if (sums_ != nullptr && window_sums_.pays()) window_sums_.prepare(count, parallel);
 }
 
 void ProductRows::find(int64_t begin, int64_t end) {
@@ -72,6 +78,7 @@ void ProductRows::find(int64_t begin, int64_t end) {
 
 void ProductRows::sum(int64_t begin, int64_t end) {
   if (sums_ == nullptr) return;
+  if (window_sums_.pays()) return window_sums_.sum(begin, end, sums_ + begin);
   if (layer_.pieces > 1) {
     for (int64_t p = 0; p < layer_.pieces; ++p) {
       const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;

@@ -6,6 +6,7 @@
 #include "kernels/kernel_table.h"
 #include "ops/activations.h"
 #include "ops/arena.h"
+#include "ops/window_sums.h"
 #include "pack/packed_layer.h"
 
 namespace defakeq {
@@ -14,12 +15,18 @@ class ProductRows {
  public:
   ProductRows(const PackedLayer& layer, const KernelTable& kernels, const Images& images,
               const Activations& activations)
-      : layer_(layer), kernels_(kernels), images_(images), activations_(activations) {}
+      : layer_(layer),
+        kernels_(kernels),
+        images_(images),
+        activations_(activations),
+        window_sums_(layer, kernels, images, activations) {}
 
-  // Reserves scratch for up to `rows` rows.
-  void place(Arena& arena, int64_t rows);
+  // Reserves scratch for the rows of up to `chunk` images.
+  void place(Arena& arena, int64_t chunk, int tasks);
   // Finds the offsets. The activations are prepared, for `rows` rows.
   void find_taps(int64_t rows);
+  // Readies sums over windows of `count` prepared images, where they pay.
+  void sum_pixels(int64_t count, Parallel& parallel);
   // Finds and sums the rows [begin, end); ranges that do not overlap may be found at once.
   void find(int64_t begin, int64_t end);
   void sum(int64_t begin, int64_t end);
@@ -42,6 +49,7 @@ class ProductRows {
   const KernelTable& kernels_;
   const Images& images_;
   const Activations& activations_;
+  WindowSums window_sums_;
   int64_t m_ = 0;
   int64_t* tap_offset_ = nullptr;  // [groups][taps]
   int32_t* sums_ = nullptr;        // [groups or pieces][m]
