@@ -139,6 +139,18 @@ def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) ->
     return config
 
 
+def spread(layout: GpuLayout, m: int, config: Config, device: Device) -> Config:
+    """`config` with smaller tiles while there are fewer than processors."""
+    while -(-layout.stored // config.bn) * -(-m // config.bm) < device.processors:
+        if config.bm > 32 and config.bm >= config.bn // 2:
+            config = replace(config, bm=config.bm // 2)
+        elif config.bn > 64:
+            config = replace(config, bn=config.bn // 2)
+        else:
+            break
+    return replace(config, warps=4) if config.bn * config.bm <= 64 * 64 else config
+
+
 def parts(layout: GpuLayout, x: torch.dtype, m: int, config: Config, device: Device) -> int:
     """Into how many parts the reduction is split: more only while processors would idle.
 
@@ -221,7 +233,8 @@ def choose(
         _save(path, {k: asdict(c) for k, c in known.items()})
     if name in known:
         return fitted(layout, x, known[name], device)
-    return fitted(layout, x, shipped(device.arch)[key(layout, x, m)], device)
+    chosen = spread(layout, m, shipped(device.arch)[key(layout, x, m)], device)
+    return fitted(layout, x, chosen, device)
 
 
 def _save(path: Path, entries: dict[str, dict[str, int]]) -> None:
