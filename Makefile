@@ -1,5 +1,6 @@
 # make demo    judge a photograph and generated data with the embedded detector; write a report
 # make test    native tests and pytest
+# make wheel-test   the wheel in a new environment without torch
 # make bench   the kernels beside other engines
 # make lint    every check of style, types and layering
 # make dev     (re)build the native parts into the source tree, for the environment in VENV
@@ -18,7 +19,7 @@ CMAKE_NATIVE = -G Ninja -DDEFAKEQ_TESTS=ON
 # Optimized builds with sanitizers have the compiler warn of paths that cannot be taken.
 CMAKE_SANITIZED = $(CMAKE_NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: demo test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench pytest format \
+.PHONY: demo test wheel-test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench pytest format \
 	clean
 
 $(VENV)/.base: pyproject.toml
@@ -49,6 +50,9 @@ test: native-test pytest
 
 pytest: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+wheel-test: $(VENV)/.built
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check_wheel.py
 
 bench: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)

@@ -537,9 +537,9 @@ class _Node:
             _bad(self.field("table"), "a table", "none unless int8 is stored without activation")
         options: dict[str, Any] = {"act": act, "activation": spec["activation"], "out": out}
         if self.has(1):
-            if self.value(1).shape != self.out.shape:
+            if _matrix(self.value(1).shape) != _matrix(self.out.shape):
                 _bad(self.field("in"), f"residual {self.value(1).shape}", f"{self.out.shape}")
-            options["residual"] = self.raw(1)
+            options["residual"] = self.raw(1).reshape(self.out.shape)
             q = self.value(1).quantization
             if q is not None:
                 options["residual_scale"] = q.scale
@@ -554,7 +554,11 @@ class _Node:
                 options["residual"] = options["residual"][None]
             y = reference.conv2d(weight, x[None], **options)[0]
         else:
+            if "residual" in options:
+                options["residual"] = options["residual"].reshape(*x.shape[:-1], -1)
             y = reference.linear(weight, x, **options)
+            if _matrix(y.shape) == _matrix(self.out.shape):
+                y = y.reshape(self.out.shape)
         self.expect(y.shape)
         self.put(y if table is None else _look_up(table, y))
 
@@ -833,6 +837,11 @@ class _Node:
                 _bad(self.field("chunk"), str(chunk), f"a divisor of {v.size}")
             parts.append(self.raw(i).reshape(-1, chunk))
         self.put(_gather(np.concatenate(parts), index, self.fill(), self.field))
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """A shape as rows and channels."""
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def _look_up(table: NDArray[np.int8], q: Array) -> NDArray[np.int8]:

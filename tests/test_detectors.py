@@ -435,7 +435,7 @@ def _checked(path, prefix="", wrapper=()):
 def test_checkpoints_of_all_kinds_load(tmp_path, prefix, wrapper):
     content = {prefix + k: v for k, v in _state("meso4").items()}
     for key in reversed(wrapper):
-        content = {"epoch": 3, key: content}
+        content = {"epoch": 3, "best": torch.tensor(0.9), key: content}
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     _checked(path, prefix, wrapper)
@@ -512,11 +512,11 @@ class _Code:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda s: [1, 2], "found list; accepted is tensors by name"),
-        (lambda s: {}, "found dict; accepted is tensors by name"),
+        (lambda s: [1, 2], "found no state dict but list; accepted is tensors by name"),
+        (lambda s: {}, "found no state dict but dict"),
         (lambda s: {"state_dict": {}}, "accepted is tensors by name"),
         (lambda s: s | {"epoch": 3}, "entry 'epoch': found int"),
-        (lambda s: s | {"code": _Code()}, "not a checkpoint of tensors only"),
+        (lambda s: s | {"code": _Code()}, "no checkpoint of tensors only"),
         (
             lambda s: s | {"backbone.fc2.bias": torch.tensor([0.0, float("nan")])},
             "entry 'backbone.fc2.bias': found a value that is not finite",
@@ -538,7 +538,7 @@ def test_damaged_files_are_refused(tmp_path):
     data = path.read_bytes()
     for damaged in (b"", data[: len(data) // 2], data[:-64], b"text, no checkpoint"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"weights\.pth: not a checkpoint of tensors only"):
+        with pytest.raises(ValueError, match=r"weights\.pth: no checkpoint of tensors only"):
             detectors.build("meso4").load_weights(path)
     with pytest.raises(ValueError, match=r"none\.pth: found no file"):
         detectors.build("meso4").load_weights(tmp_path / "none.pth")

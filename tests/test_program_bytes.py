@@ -52,6 +52,8 @@ def layer_norm(b, q, out):
         options = {"eps": 1e-5, "count": channels + 2}
         b.output(b.node("layer_norm", [x], (6, channels), out, **options))
         beta = b.tensor(b.rng.standard_normal(channels).astype(np.float32))
+        for one in ({"gamma": gamma}, {"beta": beta}):
+            b.output(b.node("layer_norm", [x], (6, channels), out, **options, **one))
         options |= {"gamma": gamma, "beta": beta, "rows": rows}
         b.output(b.node("layer_norm", [x], (7, channels), out, **options))
 

@@ -13,7 +13,8 @@ import pytest
 from program_builder import Builder
 
 from defakeq_kernels import _core, dfq
-from defakeq_kernels.quantize import quantize_weight
+from defakeq_kernels.packed import PackedWeight, Segment
+from defakeq_kernels.quantize import int8_out, quantize_weight
 from defakeq_kernels.runtime import load, loads
 
 ACT = {"mode": "static", "scale": 0.02, "zero_point": -3, "bits": 8}
@@ -331,6 +332,54 @@ def test_runs_after_fork():
         os._exit(0 if program(wide_image()).tobytes() == want else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert program(wide_image()).tobytes() == want
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_memory_that_is_not_there_is_refused_by_name(tmp_path):
+    """An arena of 400 MB, and packed weights of 64 MB, in a process that may have 48 more."""
+    big = Builder()
+    x = big.input((100_000_000,))
+    big.output(big.node("unary", [x], (100_000_000,), None, fn="relu"))
+    y = big.node("unary", [x], (100_000_000,), None, fn="abs")
+    big.output(big.node("mean_rows", [y], (100_000_000,)))
+    heavy = Builder()
+    x = heavy.input((4096,), heavy.quant())
+    index = np.arange(4096, dtype=np.int32)
+    codes = np.zeros((4096, 2048), np.uint8)
+    for _ in range(8):
+        name = f"layer{len(heavy.network['layers'])}"
+        segment = Segment(4, index, codes, np.full((4096, 1), 0.01, np.float32))
+        weight = PackedWeight("linear", (4096, 4096), (segment,))
+        q = heavy.quant()
+        out = int8_out(q)
+        dfq.add_layer(heavy.tensors, heavy.network, name, weight, q.describe(), out=out)
+        x = heavy.node("linear", [x], (4096,), q, layer=name)
+    heavy.output(x)
+    dfq.write(tmp_path / "arena.dfq", big.tensors, big.network)
+    dfq.write(tmp_path / "packed weights.dfq", heavy.tensors, heavy.network)
+    code = """
+import pathlib, re, resource, sys
+from defakeq_kernels.runtime import loads
+paths = [pathlib.Path(path) for path in sys.argv[1:]]
+files = {path.stem: path.read_bytes() for path in paths}
+used = int(re.search(r"VmSize:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text()).group(1))
+limit = used * 1024 + (48 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name, data in files.items():
+    try:
+        loads(data, 1)
+    except RuntimeError as error:
+        print(error)
+        assert str(error).startswith(f"{name}: found "), error
+        assert str(error).endswith(" bytes; accepted is what the memory holds"), error
+    else:
+        raise AssertionError(name)
+"""
+    files = [tmp_path / "arena.dfq", tmp_path / "packed weights.dfq"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_needs_no_torch(path):

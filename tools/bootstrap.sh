@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the system packages that a build needs, where they are missing and this is a Debian-like
 # system with the rights to install: a C++ compiler, Python headers and venv; with "tests" also CMake,
-# Ninja and GoogleTest. Elsewhere it names what is missing.
+# Ninja and GoogleTest; with "browser" Chromium, for a test of reports. Elsewhere it names what is
+# missing.
 set -eu
 missing=""
 need() { missing="$missing $1"; }
@@ -19,7 +20,9 @@ else
   need python3-venv
   need python3-dev
 fi
-if [ "${1:-}" = tests ]; then
+wants() { case " $wanted " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+wanted="$*"
+if wants tests; then
   command -v cmake >/dev/null 2>&1 || need cmake
   command -v ninja >/dev/null 2>&1 || need ninja-build
   found=no
@@ -27,6 +30,9 @@ if [ "${1:-}" = tests ]; then
     if [ -e "$prefix/include/gtest/gtest.h" ]; then found=yes; fi
   done
   [ $found = yes ] || need libgtest-dev
+fi
+if wants browser; then
+  command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || need chromium
 fi
 [ -z "$missing" ] && exit 0
 if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then

@@ -45,9 +45,9 @@ class Recipe:
 
 
 RECIPES = {
-    "meso4": Recipe(3, 4e-3, 0.01, True),
+    "meso4": Recipe(1, 4e-3, 0.01, True),
     "resnet34": Recipe(2, 3e-3, 0.05, True),
-    "efficientnet": Recipe(2, 4e-3, 0.05, False),
+    "efficientnet": Recipe(1, 4e-3, 0.05, False),
     "vit": Recipe(2, 1.5e-3, 0.05, False),
 }
 
@@ -112,7 +112,7 @@ def train(name: str, arguments: argparse.Namespace) -> None:
         training_pairs(arguments.pairs, arguments.faces, seed) for seed in range(arguments.shards)
     ]
     pairs = np.concatenate(shards)
-    validation = evaluation("val", 100)
+    validation = evaluation("val", arguments.people)
     say(f"{len(pairs)} pairs")
     model, average = NETWORKS[name](), NETWORKS[name]()
     model.to(memory_format=torch.channels_last)
@@ -123,6 +123,7 @@ def train(name: str, arguments: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=steps + 1, pct_start=0.2
     )
+    arguments.output.mkdir(parents=True, exist_ok=True)
     done = 0
     for epoch in range(epochs):
         model.train()
@@ -146,17 +147,20 @@ def train(name: str, arguments: argparse.Namespace) -> None:
         found = measure(average.eval(), validation)
         aucs = {family: row["frame_auc"] for family, row in found.items()}
         say(f"epoch {epoch + 1} of {epochs}: loss {total / (done - before):.4f}, val {aucs}")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stored = {
-        key: value.half().contiguous() if value.is_floating_point() else value
-        for key, value in average.state_dict().items()
-    }
-    save_file(stored, str(arguments.output / f"{name}.safetensors"))
+        stored = {
+            key: value.half().contiguous() if value.is_floating_point() else value
+            for key, value in average.state_dict().items()
+        }
+        beside = arguments.output / f"{name}.safetensors.part"
+        save_file(stored, str(beside))
+        beside.replace(arguments.output / f"{name}.safetensors")
     average.load_state_dict({k: v.to(average.state_dict()[k]) for k, v in stored.items()})
     results = {
         "val": measure(average, validation),
-        "test": measure(average, evaluation("test", 200)),
-        "test, 128 pixels": measure(average, resized(evaluation("test", 100, size=128))),
+        "test": measure(average, evaluation("test", 2 * arguments.people)),
+        "test, 128 pixels": measure(
+            average, resized(evaluation("test", arguments.people, size=128))
+        ),
     }
     say(f"test { {family: row['frame_auc'] for family, row in results['test'].items()} }")
     write_report(name, arguments, recipe, results, log, time.process_time() - spent)
@@ -222,6 +226,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15000, help="pairs of each shard")
     parser.add_argument("--faces", type=int, default=1500, help="faces of each shard")
     parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--people", type=int, default=100, help="of validation; tests have twice")
     parser.add_argument("--batch", type=int, default=32, help="pairs of a batch")
     parser.add_argument("--scale", type=float, default=1.0, help="of the epochs")
     parser.add_argument("--seed", type=int, default=0)

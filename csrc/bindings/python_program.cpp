@@ -95,11 +95,11 @@ Program of_bytes(const py::buffer& data, int threads) {
   const auto bytes = static_cast<size_t>(info.size);
   const py::gil_scoped_release release;
   if (reinterpret_cast<uintptr_t>(info.ptr) % sizeof(uint64_t) == 0) {
-    return Program::load(info.ptr, bytes, threads);
+    return Program::parse(info.ptr, bytes, threads);
   }
   std::vector<uint64_t> aligned((bytes + sizeof(uint64_t) - 1) / sizeof(uint64_t));
   std::memcpy(aligned.data(), info.ptr, bytes);
-  return Program::load(aligned.data(), bytes, threads);
+  return Program::parse(aligned.data(), bytes, threads);
 }
 
 py::list ports_of(const std::vector<ProgramPort>& ports) {

@@ -77,11 +77,11 @@ class ProgramCache {
 
   static Program load(const Key& key, int threads) {
     if (reinterpret_cast<uintptr_t>(key.data) % 8 == 0) {
-      return Program::load(key.data, key.bytes, threads);
+      return Program::parse(key.data, key.bytes, threads);
     }
     std::vector<uint64_t> aligned((key.bytes + 7) / 8);
     std::memcpy(aligned.data(), key.data, key.bytes);
-    return Program::load(aligned.data(), key.bytes, threads);
+    return Program::parse(aligned.data(), key.bytes, threads);
   }
 
   std::mutex mutex_;

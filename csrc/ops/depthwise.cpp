@@ -9,6 +9,9 @@ namespace defakeq {
 
 namespace {
 
+// Channels that a task takes at least: the widest kernel's.
+constexpr int64_t kStrip = 64;
+
 class Depthwise {
  public:
   Depthwise(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
@@ -27,6 +30,7 @@ class Depthwise {
  private:
   void run_image(int64_t image, float tensor_scale);
   void run_rows(int64_t task, int64_t oy0, int64_t oy1);
+  void run_channels(int64_t task, int64_t begin, int64_t end);
   DwS8Args int_args(int64_t task) const;
 
   const PackedLayer& layer_;
@@ -132,6 +136,25 @@ void Depthwise::run_rows(int64_t task, int64_t oy0, int64_t oy1) {
   kernels_.dw_f32(a);
 }
 
+// All output rows of the channels [begin, end); begin is a multiple of 16.
+void Depthwise::run_channels(int64_t task, int64_t begin, int64_t end) {
+  DwS8Args a = int_args(task);
+  a.oy1 = images_.out_h;
+  a.x += begin;
+  a.channels = std::min(end, a.channels) - begin;
+  const int64_t row_groups = (layer_.kernel[0] + 3) / 4;
+  a.weight += begin * row_groups * layer_.kernel[1] * 4;
+  a.correction += begin;
+  if (a.window_factor != nullptr) a.window_factor += begin;
+  a.scale += begin;
+  a.bias += begin;
+  a.out = offset(a.out, begin, layer_.out_dtype);
+  if (a.post.residual != nullptr) {
+    a.post.residual = offset(a.post.residual, begin, a.post.residual_dtype);
+  }
+  kernels_.dw_s8(a);
+}
+
 void Depthwise::run_image(int64_t image, float tensor_scale) {
   activations_.prepare(image, 1, tensor_scale, parallel_);
   const int64_t pixels = images_.out_h * images_.out_w;
@@ -152,10 +175,17 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
       post_.residual_stride = layer_.slots();
     }
   }
-  // Pairs of output rows share their input rows: do not part them.
-  for_tasks(parallel_, (images_.out_h + 1) / 2, [&](int64_t task, int64_t begin, int64_t end) {
-    run_rows(task, 2 * begin, std::min(2 * end, images_.out_h));
-  });
+  const int64_t strips = (layer_.slots() + kStrip - 1) / kStrip;
+  if (layer_.blocks == layer_.int_blocks && strips >= 2 * tasks_) {
+    for_tasks(parallel_, strips, [&](int64_t task, int64_t begin, int64_t end) {
+      run_channels(task, begin * kStrip, end * kStrip);
+    });
+  } else {
+    // Pairs of output rows share their input rows: do not part them.
+    for_tasks(parallel_, (images_.out_h + 1) / 2, [&](int64_t task, int64_t begin, int64_t end) {
+      run_rows(task, 2 * begin, std::min(2 * end, images_.out_h));
+    });
+  }
   if (!layer_.direct) {
     const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
     for_tasks(parallel_, pixels, [&](int64_t, int64_t begin, int64_t end) {

@@ -84,7 +84,8 @@ void adaptive_avg_pool2d(const Operand& x, int64_t h, int64_t w, int64_t channel
 
 void mean_rows(const Operand& x, int64_t rows, int64_t channels, const Result& out,
                Parallel& parallel) {
-  check_image(x, rows, 1, channels);
+  check_range("rows", rows, 1, kMaxSize);
+  check_image(x, 1, 1, channels);
   if (x.dtype == DType::kInt8) check_window(rows);
   const Post post = result_post(out);
   // a cache line of channels at least

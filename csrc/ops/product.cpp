@@ -16,6 +16,10 @@ struct Strip {
 };
 
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
+// What one pass over rows may touch, weights and activations each, to stay in a second-level cache.
+constexpr int64_t kCacheBytes = int64_t{256} << 10;
+// Fewer rows a task are not worth expanding the weights once a task.
+constexpr int64_t kRowsATask = 64;
 constexpr int64_t kScratchFloats = kTileBlocks * kBlock;
 
 class Product {
@@ -40,14 +44,21 @@ class Product {
 
  private:
   bool uses_gemv() const {
-    return layer_.kind == LayerKind::kLinear && images_.n <= kGemvRows &&
+    return layer_.taps == 1 && layer_.groups == 1 &&
+           images_.n * images_.out_h * images_.out_w <= kGemvRows &&
            layer_.act_mode != ActMode::kNone &&
            (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
   }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
-  void find_rows(int64_t count);
-  void sum_rows();
+  void find_taps();
+  void find_rows(int64_t begin, int64_t end);
+  void sum_rows(int64_t begin, int64_t end);
+  int64_t rows_at_once() const;
+  void run_by_rows();
+  void run_by_strips();
+  void gather_residual_rows(int64_t begin, int64_t end);
+  void scatter_out_rows(int64_t begin, int64_t end);
   void run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   void int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   void float_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
@@ -90,7 +101,10 @@ class Product {
   void* slots_out_ = nullptr;
   void* slots_residual_ = nullptr;
 
-  void* out_ = nullptr;  // of the running chunk, slot order unless direct
+  void* final_out_ = nullptr;  // of the running chunk
+  void* out_ = nullptr;        // the same, or slots_out_
+  const void* residual_ = nullptr;
+  const uint8_t* used_fill_ = nullptr;
   int64_t out_stride_ = 0;
   Post post_;
 };
@@ -153,9 +167,8 @@ void Product::place(Arena& arena) {
   }
 }
 
-void Product::find_rows(int64_t count) {
-  const int64_t pitch = activations_.pixel_pitch();
-  const int64_t width = activations_.width(), height = activations_.height();
+void Product::find_taps() {
+  const int64_t pitch = activations_.pixel_pitch(), width = activations_.width();
   const int64_t group_inputs = layer_.stored_inputs / layer_.groups;
   const int64_t per_row = layer_.merged_row ? 1 : layer_.kernel[1];
   for (int64_t t = 0; t < layer_.taps; ++t) {
@@ -170,42 +183,51 @@ void Product::find_rows(int64_t count) {
     piece_offset_[p] =
         tap_offset_[p / layer_.pieces_per_tap] + p % layer_.pieces_per_tap * layer_.group_size;
   }
+}
+
+void Product::find_rows(int64_t begin, int64_t end) {
+  const int64_t pitch = activations_.pixel_pitch();
+  const int64_t width = activations_.width(), height = activations_.height();
   const int8_t* bytes = activations_.int8_base();
   const float* floats = activations_.float_base();
   const float* halves = activations_.half_base();
   const float* scales = activations_.image_scale();
-  int64_t r = 0;
-  for (int64_t n = 0; n < count; ++n) {
-    for (int64_t y = 0; y < images_.out_h; ++y) {
-      int64_t pixel = (n * height + y * layer_.stride[0]) * width;
-      for (int64_t x = 0; x < images_.out_w; ++x, ++r, pixel += layer_.stride[1]) {
-        if (rows_ != nullptr) rows_[r] = bytes + pixel * pitch;
-        if (float_rows_ != nullptr) float_rows_[r] = floats + pixel * pitch;
-        if (half_rows_ != nullptr) half_rows_[r] = halves + pixel * layer_.half_inputs;
-        if (row_scale_ != nullptr) row_scale_[r] = scales[n];
-      }
+  int64_t n = begin / rows_per_image_, x = begin % images_.out_w;
+  int64_t y = begin % rows_per_image_ / images_.out_w;
+  for (int64_t r = begin; r < end;) {
+    const int64_t count = std::min(end - r, images_.out_w - x);
+    const int64_t first = (n * height + y * layer_.stride[0]) * width + x * layer_.stride[1];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t pixel = first + i * layer_.stride[1];
+      if (rows_ != nullptr) rows_[r + i] = bytes + pixel * pitch;
+      if (float_rows_ != nullptr) float_rows_[r + i] = floats + pixel * pitch;
+      if (half_rows_ != nullptr) half_rows_[r + i] = halves + pixel * layer_.half_inputs;
+      if (row_scale_ != nullptr) row_scale_[r + i] = scales[n];
+    }
+    r += count;
+    x = 0;
+    if (++y == images_.out_h) {
+      y = 0;
+      ++n;
     }
   }
-  m_ = r;
 }
 
-void Product::sum_rows() {
+void Product::sum_rows(int64_t begin, int64_t end) {
   if (row_sum_ == nullptr) return;
-  for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
-    if (layer_.pieces > 1) {
-      for (int64_t p = 0; p < layer_.pieces; ++p) {
-        const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
-        const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
-        kernels_.row_sums(rows_ + begin, end - begin, piece_offset_ + p, 1, length,
-                          row_sum_ + p * m_ + begin);
-      }
-      return;
+  if (layer_.pieces > 1) {
+    for (int64_t p = 0; p < layer_.pieces; ++p) {
+      const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
+      const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
+      kernels_.row_sums(rows_ + begin, end - begin, piece_offset_ + p, 1, length,
+                        row_sum_ + p * m_ + begin);
     }
-    for (int g = 0; g < layer_.groups; ++g) {
-      kernels_.row_sums(rows_ + begin, end - begin, taps_of(g), layer_.taps, layer_.tap_length,
-                        row_sum_ + g * m_ + begin);
-    }
-  });
+    return;
+  }
+  for (int g = 0; g < layer_.groups; ++g) {
+    kernels_.row_sums(rows_ + begin, end - begin, taps_of(g), layer_.taps, layer_.tap_length,
+                      row_sum_ + g * m_ + begin);
+  }
 }
 
 // Brings one block's codes into the kernel's order: taps, or pieces of them, are runs.
@@ -408,38 +430,56 @@ void Product::run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   }
 }
 
-void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
-  activations_.prepare(first, count, tensor_scale, parallel_);
-  find_rows(count);
-  sum_rows();
-  const int64_t row0 = first * rows_per_image_;
-  void* final_out = offset(args_.out, row0 * layer_.out_channels, layer_.out_dtype);
-  post_ = make_post(layer_, args_);
-  if (post_.residual != nullptr) {
-    post_.residual = offset(post_.residual, row0 * layer_.out_channels, post_.residual_dtype);
-  }
-  out_ = final_out;
-  out_stride_ = layer_.out_channels;
-  if (!layer_.direct) {
-    out_ = slots_out_;
-    out_stride_ = layer_.slots();
-    if (post_.residual != nullptr) {
-      for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
-        gather_residual(layer_, post_.residual_dtype,
-                        offset(post_.residual, begin * layer_.out_channels, post_.residual_dtype),
-                        end - begin,
-                        offset(slots_residual_, begin * layer_.slots(), post_.residual_dtype));
-      });
-      post_.residual = slots_residual_;
-      post_.residual_stride = layer_.slots();
-    }
-  }
-  for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
-  // Strips outside, rows inside: a strip's weights stay in cache over all rows. Rows are cut only
-  // when there are too few strips for the threads.
-  const int64_t parts = std::clamp<int64_t>(
-      tasks_ == 1 ? 1 : (4 * tasks_ + strip_count_ - 1) / std::max<int64_t>(strip_count_, 1), 1,
-      (m_ + kTileRows - 1) / kTileRows);
+void Product::gather_residual_rows(int64_t begin, int64_t end) {
+  if (layer_.direct || args_.residual == nullptr) return;
+  gather_residual(layer_, args_.residual_dtype,
+                  offset(residual_, begin * layer_.out_channels, args_.residual_dtype), end - begin,
+                  offset(slots_residual_, begin * layer_.slots(), args_.residual_dtype));
+}
+
+void Product::scatter_out_rows(int64_t begin, int64_t end) {
+  if (layer_.direct) return;
+  scatter_rows(layer_, kernels_, used_fill_, offset(out_, begin * layer_.slots(), layer_.out_dtype),
+               end - begin, offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
+}
+
+// How many rows pass through all strips before the next ones: all of them, or, when the weights are
+// few, what stays in cache meanwhile.
+int64_t Product::rows_at_once() const {
+  const int64_t weights = layer_.blocks * layer_.padded_steps * 64;
+  if (weights > kCacheBytes) return m_;
+  int64_t row = layer_.stored_inputs + layer_.out_channels * size_of(layer_.out_dtype);
+  if (args_.residual != nullptr) row += layer_.out_channels * size_of(args_.residual_dtype);
+  return std::max(kCacheBytes / row, 2 * kRowsATask) / kTileRows * kTileRows;
+}
+
+// A task has rows of its own and runs all strips over them.
+void Product::run_by_rows() {
+  const int64_t step = rows_at_once();
+  for_tasks(parallel_, (m_ + kTileRows - 1) / kTileRows,
+            [&](int64_t task, int64_t first, int64_t last) {
+              const int64_t end = std::min(last * kTileRows, m_);
+              for (int64_t row0 = first * kTileRows; row0 < end; row0 += step) {
+                const int64_t row1 = std::min(row0 + step, end);
+                find_rows(row0, row1);
+                sum_rows(row0, row1);
+                gather_residual_rows(row0, row1);
+                for (int64_t s = 0; s < strip_count_; ++s) run_strip(task, strips_[s], row0, row1);
+                scatter_out_rows(row0, row1);
+              }
+            });
+}
+
+// A task has strips of its own; rows are cut only when there are too few strips.
+void Product::run_by_strips() {
+  find_rows(0, m_);
+  for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
+    sum_rows(begin, end);
+    gather_residual_rows(begin, end);
+  });
+  const int64_t parts =
+      std::clamp<int64_t>((4 * tasks_ + strip_count_ - 1) / std::max<int64_t>(strip_count_, 1), 1,
+                          (m_ + kTileRows - 1) / kTileRows);
   for_tasks(parallel_, strip_count_ * parts, [&](int64_t task, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       // adjacent parts of one strip run as one
@@ -450,11 +490,31 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
     }
   });
   if (!layer_.direct) {
-    const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
-    for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
-      scatter_rows(layer_, kernels_, fill, offset(out_, begin * layer_.slots(), layer_.out_dtype),
-                   end - begin, offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
-    });
+    for_tasks(parallel_, m_,
+              [&](int64_t, int64_t begin, int64_t end) { scatter_out_rows(begin, end); });
+  }
+}
+
+void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
+  activations_.prepare(first, count, tensor_scale, parallel_);
+  m_ = count * rows_per_image_;
+  find_taps();
+  const int64_t row0 = first * rows_per_image_;
+  final_out_ = offset(args_.out, row0 * layer_.out_channels, layer_.out_dtype);
+  post_ = make_post(layer_, args_);
+  if (post_.residual != nullptr) {
+    residual_ = offset(post_.residual, row0 * layer_.out_channels, post_.residual_dtype);
+    post_.residual = layer_.direct ? residual_ : slots_residual_;
+    if (!layer_.direct) post_.residual_stride = layer_.slots();
+  }
+  out_ = layer_.direct ? final_out_ : slots_out_;
+  out_stride_ = layer_.direct ? layer_.out_channels : layer_.slots();
+  if (!layer_.direct) used_fill_ = scatter_fill(layer_, args_.table, fill_);
+  for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
+  if (tasks_ == 1 || m_ >= kRowsATask * tasks_) {
+    run_by_rows();
+  } else {
+    run_by_strips();
   }
 }
 

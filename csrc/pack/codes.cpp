@@ -47,6 +47,33 @@ void unpack(const uint8_t* row, int64_t count, uint8_t* codes) {
   }
 }
 
+// Each of `count` values of 2 * kBits bits to two, the low one first: a loop that compilers
+// vectorize.
+template <int kBits>
+void halve(const uint8_t* __restrict from, int64_t count, uint8_t* __restrict to) {
+  constexpr auto kMask = static_cast<uint8_t>(low_bits(kBits));
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i] = from[i] & kMask;
+    to[2 * i + 1] = static_cast<uint8_t>(from[i] >> kBits);
+  }
+}
+
+// 4-, 2- and 1-bit codes fill bytes: halved and halved again.
+template <int kBits>
+void unpack_whole(const uint8_t* row, int64_t count, uint8_t* codes) {
+  constexpr int kEach = 8 / kBits;
+  constexpr int64_t kChunk = 256;
+  const int64_t bytes = (count + kEach - 1) / kEach;
+  if constexpr (kBits == 4) return halve<4>(row, bytes, codes);
+  uint8_t four[2 * kChunk], two[4 * kChunk];
+  for (int64_t begin = 0; begin < bytes; begin += kChunk) {
+    const int64_t n = std::min(kChunk, bytes - begin);
+    halve<4>(row + begin, n, four);
+    halve<2>(four, 2 * n, kBits == 2 ? codes + 4 * begin : two);
+    if constexpr (kBits == 1) halve<1>(two, 4 * n, codes + 8 * begin);
+  }
+}
+
 uint64_t word(const uint8_t* from) {
   uint64_t w;
   std::memcpy(&w, from, 8);
@@ -148,6 +175,8 @@ void unpack_codes(const uint8_t* row, int64_t count, int bits, uint8_t* codes) {
   simd::with_bits(bits, [&]<int kBits>() {
     if constexpr (kBits == 8) {
       std::memcpy(codes, row, static_cast<size_t>(count));
+    } else if constexpr (8 % kBits == 0) {
+      unpack_whole<kBits>(row, count, codes);
     } else {
       unpack<kBits>(row, count, codes);
     }

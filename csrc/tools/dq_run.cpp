@@ -23,12 +23,15 @@ using defakeq::Program;
 using Clock = std::chrono::steady_clock;
 
 constexpr char kUsage[] =
-    "usage: dq_run model.dfq input.npy [--threads N] [--repeat N] [--bench] [--profile]\n"
-    "              [--output out.npy]\n"
-    "input.npy: float32, C order, [batch, ...] of the program's one input\n";
+    "usage: dq_run model.dfq input.npy ... [--threads N] [--repeat N] [--bench] [--profile]\n"
+    "              [--output out.npy ...]\n"
+    "input.npy: float32, C order, [batch, ...]; one for each input of the program, in its order\n"
+    "--output: where an output is written; the first is that of the first output, and so on\n"
+    "--bench: how long loading and a run take    --profile: a table of the nodes\n";
 
 struct Options {
-  std::string model, input, output;
+  std::string model;
+  std::vector<std::string> inputs, outputs;
   int threads = 1, repeat = 1;
   bool bench = false, profile = false;
 };
@@ -76,16 +79,16 @@ Options parse(int argc, char** argv) {
     } else if (option == "--profile") {
       o.profile = true;
     } else if (option == "--output") {
-      o.output = value();
+      o.outputs.push_back(value());
     } else if (option.rfind("--", 0) == 0) {
       bad("option", option, "--threads, --repeat, --bench, --profile, --output");
     } else {
       files.push_back(option);
     }
   }
-  if (files.size() != 2) bad("arguments", std::to_string(files.size()) + " files", "two");
+  if (files.empty()) bad("arguments", "no file", "a program and its inputs");
   o.model = files[0];
-  o.input = files[1];
+  o.inputs.assign(files.begin() + 1, files.end());
   return o;
 }
 
@@ -140,6 +143,7 @@ Array read_npy(const std::string& path) {
   return array;
 }
 
+// Appears as a whole or not at all.
 void write_npy(const std::string& path, const Array& array) {
   std::string shape = "(";
   for (const int64_t size : array.shape) shape += std::to_string(size) + ", ";
@@ -147,13 +151,18 @@ void write_npy(const std::string& path, const Array& array) {
   header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 11, ' ');
   header += '\n';
   const auto length = static_cast<uint16_t>(header.size());
-  std::ofstream file(path, std::ios::binary);
+  const std::string part = path + ".part";
+  std::ofstream file(part, std::ios::binary);
   file.write("\x93NUMPY\x01\x00", 8);
   file.write(reinterpret_cast<const char*>(&length), 2);
   file << header;
   file.write(reinterpret_cast<const char*>(array.data.data()),
              static_cast<std::streamsize>(array.data.size() * sizeof(float)));
-  if (!file) bad(path, "a file that cannot be written", "a writable path");
+  file.close();
+  if (!file || std::rename(part.c_str(), path.c_str()) != 0) {
+    std::remove(part.c_str());
+    bad(path, "a file that cannot be written", "a writable path");
+  }
 }
 
 double median(std::vector<double> values) {
@@ -176,16 +185,30 @@ void print_profile(const Program& program, const std::vector<double>& seconds, d
 
 void run(const Options& o) {
   Program program = Program::load(o.model, o.threads);
-  const Array x = read_npy(o.input);
-  if (program.inputs().size() != 1) {
-    bad(o.model, std::to_string(program.inputs().size()) + " inputs", "a program with one");
+  const auto& ports = program.inputs();
+  if (o.inputs.size() != ports.size()) {
+    bad("arguments", std::to_string(o.inputs.size()) + " inputs",
+        std::to_string(ports.size()) + " for " + o.model);
   }
-  std::vector<int64_t> accepted = program.inputs()[0].shape;
-  if (x.shape.size() != accepted.size() + 1 ||
-      !std::equal(accepted.begin(), accepted.end(), x.shape.begin() + 1)) {
-    bad(o.input, "shape " + text(x.shape), "[batch] + " + text(accepted));
+  if (o.outputs.size() > program.outputs().size()) {
+    bad("--output", std::to_string(o.outputs.size()) + " of them",
+        "at most " + std::to_string(program.outputs().size()) + " for " + o.model);
   }
-  const int64_t batch = x.shape[0];
+  std::vector<Array> arrays;
+  int64_t batch = 1;
+  for (size_t i = 0; i < ports.size(); ++i) {
+    arrays.push_back(read_npy(o.inputs[i]));
+    const std::vector<int64_t>& found = arrays[i].shape;
+    const std::vector<int64_t>& accepted = ports[i].shape;
+    if (i == 0 && !found.empty()) batch = found[0];
+    if (found.size() != accepted.size() + 1 || found[0] != batch ||
+        !std::equal(accepted.begin(), accepted.end(), found.begin() + 1)) {
+      std::string wanted = "[batch";
+      for (const int64_t size : accepted) wanted += ", " + std::to_string(size);
+      bad(o.inputs[i], "shape " + text(found),
+          wanted + "] of input '" + ports[i].name + "', one batch for all inputs");
+    }
+  }
   std::vector<Array> results;
   for (const auto& port : program.outputs()) {
     Array y;
@@ -198,19 +221,23 @@ void run(const Options& o) {
   }
   std::vector<float*> out;
   for (Array& y : results) out.push_back(y.data.data());
-  const float* in[] = {x.data.data()};
+  std::vector<const float*> in;
+  for (const Array& x : arrays) in.push_back(x.data.data());
   std::vector<double> seconds(program.nodes().size()), times;
-  if (o.bench) program.run(in, out.data(), batch);
+  if (o.bench) program.run(in.data(), out.data(), batch);
   for (int i = 0; i < o.repeat; ++i) {
     const Clock::time_point start = Clock::now();
-    program.run(in, out.data(), batch, o.profile ? seconds.data() : nullptr);
+    program.run(in.data(), out.data(), batch, o.profile ? seconds.data() : nullptr);
     times.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
-  if (o.profile) print_profile(program, seconds, static_cast<double>(batch) * o.repeat);
+  if (o.profile)
+    print_profile(program, seconds, static_cast<double>(std::max<int64_t>(batch, 1)) * o.repeat);
   if (o.bench) {
     const auto& info = program.info();
-    std::printf("read %.1f ms, packed in %.1f ms; weights %.2f MB, arena %.2f MB; %.3f ms a run\n",
-                info.read_seconds * 1e3, info.pack_seconds * 1e3,
+    std::printf("loaded in %.1f ms: read %.1f, packed %.1f on %d threads\n",
+                info.load_seconds * 1e3, info.read_seconds * 1e3, info.pack_seconds * 1e3,
+                program.threads());
+    std::printf("weights %.2f MB, arena %.2f MB; %.3f ms a run\n",
                 static_cast<double>(info.packed_bytes) * 1e-6,
                 static_cast<double>(info.arena_bytes) * 1e-6, median(times) * 1e3);
   }
@@ -221,7 +248,7 @@ void run(const Options& o) {
     for (size_t k = 0; k < std::min(kShown, y.data.size()); ++k) std::printf(" %.9g", y.data[k]);
     std::printf(y.data.size() > kShown ? " ...\n" : "\n");
   }
-  if (!o.output.empty()) write_npy(o.output, results[0]);
+  for (size_t i = 0; i < o.outputs.size(); ++i) write_npy(o.outputs[i], results[i]);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from defakeq import convert_cli
 from defakeq.compress import cli as compression
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
@@ -24,7 +25,8 @@ _FloatModel = Annotated[
     typer.Option(help="What to compare with: a checkpoint, package.module:function, 'none'."),
 ]
 _Builder = Annotated[
-    str | None, typer.Option(help="package.module:function that returns the float module.")
+    str | None,
+    typer.Option(help="A detector's name or package.module:function: the float module of a file."),
 ]
 
 app = typer.Typer(
@@ -373,6 +375,8 @@ def data(context: typer.Context) -> None:
     data_app(args=context.args, prog_name="defakeq data")
 
 
+app.command()(_named_errors(convert_cli.detectors))
+app.command()(_named_errors(convert_cli.convert))
 app.command()(_named_errors(compression.compress))
 app.command()(_named_errors(compression.inspect))
 

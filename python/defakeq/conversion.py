@@ -23,6 +23,7 @@ from defakeq.fold import (
     replace_module,
 )
 from defakeq.graphed import GraphedModule
+from defakeq.interface import Surroundings
 from defakeq.lower import ProgramModule, lower
 from defakeq.plan import LayerPlan, QuantPlan, nearest, weight_shape
 from defakeq.prunable import drop_constants
@@ -32,6 +33,7 @@ from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import ActQuant, int8_out
 
 BACKENDS = ("modules", "program")
+DETECTOR_BUILDER = "defakeq.detectors:build"
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -73,7 +75,8 @@ def convert(
     Returns:
         The converted model: for "modules" a copy, `QuantLayer.explain()` of a layer says how it
         runs; for "program" a `defakeq.lower.ProgramModule`; with `cuda_graph` a
-        `defakeq.graphed.GraphedModule` around it.
+        `defakeq.graphed.GraphedModule` around it. Each has the `input_size`, `preprocess` and
+        `score` that the model has.
 
     Raises:
         ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
@@ -103,7 +106,9 @@ def convert(
         calibration = [calibration]
     if backend == "program":
         batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
-        return _placed(lower(converted, inputs, plan, batches, observer), target, cuda_graph)
+        program = lower(converted, inputs, plan, batches, observer)
+        program.surroundings = Surroundings.of(converted)
+        return _placed(program, target, cuda_graph)
 
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
@@ -132,7 +137,7 @@ def save(
         model: what `convert` or `load` returned.
         path: where to; an existing file is replaced.
         builder: "package.module:function" that returns the unconverted model, so that `load` needs
-            none; None: `load` must be given a model.
+            none; None: `load` must be given a model, unless `defakeq.detectors.build` made it.
         builder_kwargs: the builder's keyword arguments, of JSON types.
 
     Raises:
@@ -174,6 +179,8 @@ def save(
             if isinstance(module, Folded)
         },
     }
+    if builder is None and getattr(model, "published_name", None) is not None:
+        builder, builder_kwargs = DETECTOR_BUILDER, {"name": model.published_name}
     if builder is not None:
         kwargs = dict(builder_kwargs or {})
         if json.loads(json.dumps(kwargs)) != kwargs:
@@ -195,9 +202,9 @@ def load(
         path: the file.
         model: the model's skeleton, whose parameters do not matter: the unconverted model, a
             converted one, or a function that returns one of these. A module is copied and left as
-            it is. None: the builder named in the file is called.
+            it is. None: the builder named in the file is called. A program needs none.
         trusted: builders, as "package.module:function", that a file may name besides the module
-            classes of this package: a file must not choose what code runs.
+            classes and detectors of this package: a file must not choose what code runs.
 
     Returns:
         The model in evaluation mode; no parameter requires grad.
@@ -208,7 +215,7 @@ def load(
         OSError: the file cannot be read.
     """
     tensors, network = dfq.read(path)
-    if model is None and "program" in network:
+    if "program" in network:  # it needs no skeleton
         return ProgramModule.of_file(tensors, network)
     described = network.get("model")
     if not isinstance(described, dict) or not isinstance(described.get("folded"), dict):
@@ -254,7 +261,11 @@ def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Modu
     if target.type == "cpu":
         return model
     moved = model.to(target)
-    return GraphedModule(moved) if cuda_graph else moved
+    if not cuda_graph:
+        return moved
+    graphed = GraphedModule(moved)
+    graphed.surroundings = Surroundings.of(moved)
+    return graphed
 
 
 def _inputs(what: str, batch: object) -> Inputs:
@@ -513,10 +524,11 @@ def _skeleton(
         what, kwargs = record.get("function"), record.get("kwargs")
         if not isinstance(what, str) or not isinstance(kwargs, dict):
             raise ValueError("network.model.builder: found no function name and arguments")
-        if what not in trusted and not _is_own(what):
+        detector = what == DETECTOR_BUILDER and set(kwargs) == {"name"}
+        if what not in trusted and not detector and not _is_own(what):
             raise ValueError(
-                f"builder: found {what!r} in the file; accepted is module classes of this package "
-                "and what the argument `trusted` lists"
+                f"builder: found {what!r} in the file; accepted is module classes and detectors of "
+                "this package, and what the argument `trusted` lists"
             )
         built = _find_builder(what)(**kwargs)
     if not isinstance(built, nn.Module):

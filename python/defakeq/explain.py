@@ -46,13 +46,13 @@ def explain(path: Path, scorers: Sequence[Scorer], cells: int = 10) -> Explanati
     image = read_image(path)
     boxes = find_faces(image)
     crop = crop_square(image, margin_box(boxes[0])) if boxes else image
-    crop = np.asarray(cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
-    maps = [saliency.occlusion(scorer, crop, cells) for scorer in scorers]
-    limit = max(float(np.abs(values).max()) for values in maps)
     scores = {
         kind: float(scorer.score(scorer.prepare(crop)[None])[0])
         for kind, scorer in zip(KINDS, scorers, strict=False)
     }
+    crop = np.asarray(cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    maps = [saliency.occlusion(scorer, crop, cells) for scorer in scorers]
+    limit = max(float(np.abs(values).max()) for values in maps)
     shown = [_panel(crop, "face" if boxes else "whole picture (no face found)", "")]
     for (kind, score), values in zip(scores.items(), maps, strict=True):
         overlay = saliency.overlay(crop, values, limit)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from defakeq.interface import Surroundings
+
 _WARM_UPS = 3
 
 
@@ -34,8 +36,16 @@ class GraphedModule(nn.Module):
             raise ValueError(f"keep: found {keep}; accepted is 1 or more")
         self.model = model
         self.keep = keep
+        self.surroundings: Surroundings | None = None
         self._captured: collections.OrderedDict[Any, _Capture] = collections.OrderedDict()
         self.train(model.training)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Surroundings.NAMES:
+            around = self.__dict__.get("surroundings")
+            if around is not None:
+                return around.get(name, self)
+        return super().__getattr__(name)
 
     def clear(self) -> None:
         """Forgets all captures; call it after changing the model's parameters in place."""

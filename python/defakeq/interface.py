@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 RESIZES = ("cubic", "antialiased_bilinear", "antialiased_bicubic")
 OUTPUTS = ("softmax", "sigmoid")
@@ -122,3 +123,52 @@ class Interface:
             k: tuple(v) if isinstance(v, list) else v for k, v in described.items()
         }
         return Interface(**values)
+
+
+class Surroundings:
+    """`input_size`, `preprocess` and `score` of a detector whose network something else runs.
+
+    Args:
+        source: an interface, or a module that has one as its attribute `interface`, or a module
+            that has some of the three itself. Of such a module everything but its submodules is
+            kept, and where its methods call it, the other network runs.
+    """
+
+    NAMES = ("input_size", "preprocess", "score")
+
+    def __init__(self, source: Interface | nn.Module) -> None:
+        own = source if isinstance(source, Interface) else getattr(source, "interface", None)
+        self.interface = own if isinstance(own, Interface) else None
+        self._shell: nn.Module | None = None
+        if self.interface is None:
+            assert isinstance(source, nn.Module)
+            self._shell = copy.copy(source)
+            self._shell.__dict__["_modules"] = {}
+
+    def get(self, name: str, network: nn.Module) -> Any:
+        """One of `NAMES`, with `network` in the place of the module's own.
+
+        Raises:
+            AttributeError: the module has none of that name.
+        """
+        if self.interface is not None:
+            size = self.interface.size
+            if name == "input_size":
+                return 3, size, size
+            if name == "preprocess":
+                return self.interface.preprocess
+            interface = self.interface
+            return lambda batch: interface.probability(network(batch))
+        assert self._shell is not None
+        shell = copy.copy(self._shell)
+        shell.__dict__["forward"] = network.forward
+        return getattr(shell, name)
+
+    @staticmethod
+    def of(source: nn.Module) -> Surroundings | None:
+        """The surroundings of a module; None when it has none."""
+        if isinstance(getattr(source, "interface", None), Interface):
+            return Surroundings(source)
+        if any(hasattr(source, name) for name in Surroundings.NAMES):
+            return Surroundings(source)
+        return None

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from defakeq.detectors.checkpoint import LoadReport, load_into
 from defakeq.embedded.data import resize_input
 from defakeq.embedded.network import CHECKPOINT, PACKED, load_float, to_input
 
@@ -23,7 +24,9 @@ ByteImage = NDArray[np.uint8]
 
 EMBEDDED = "embedded"
 NO_FLOAT = "none"
+CHECKPOINTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 _ACCEPTED = "a .dfq file, 'embedded', or 'package.module:function'"
+_MODULES = "the name of a detector, or 'package.module:function'"
 
 
 class Scorer:
@@ -108,7 +111,14 @@ def state_digest(name: str, module: nn.Module) -> tuple[str, int]:
 
 
 def build_module(what: str) -> nn.Module:
-    """Return what ``package.module:function`` makes. Raises ``ValueError`` that names it."""
+    """Return a detector by its name in ``defakeq.detectors``, or what ``package.module:function``
+    makes. Raises ``ValueError`` that names it."""
+    from defakeq import detectors
+
+    if what in detectors.names():
+        return detectors.build(what).requires_grad_(False)
+    if not _is_builder(what):
+        raise ValueError(f"builder: found {what!r}, accepted: {_MODULES}")
     module_name, _, function = what.partition(":")
     if "" not in sys.path:  # a user's module lies where the command is given
         sys.path.insert(0, "")
@@ -127,40 +137,45 @@ def _is_builder(what: str) -> bool:
     return bool(colon) and all(name.isidentifier() for name in names)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's state dict. Raises ``ValueError`` that names the file."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def load_weights(module: nn.Module, path: Path) -> LoadReport:
+    """Load a checkpoint into a module that `build_module` made.
 
-            return load_file(str(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"float-model: {path}: no checkpoint: {reason}") from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"float-model: {path}: found no state dict, accepted: tensors by name")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    Raises ``ValueError`` for a file that is none or does not fit, by name.
+    """
+    return load_into(module, path, getattr(module, "unused", ()))
+
+
+def _scorer(what: str) -> Scorer:
+    module = build_module(what)
+    digest, size = state_digest(what, module)
+    return Scorer(what, module, size, digest)
+
+
+def _checkpoint(path: Path, builder: str) -> Scorer:
+    module = build_module(builder)
+    load_weights(module, path)
+    return Scorer(path.name, module, path.stat().st_size, _file_digest(path))
 
 
 def open_model(what: str = EMBEDDED, builder: str | None = None) -> Scorer:
     """Return the detector to evaluate.
 
-    ``what`` is the path of a ``.dfq`` file, ``embedded``, or ``package.module:function`` that
-    returns a module; ``builder`` is such a function for a file that names none. Raises
-    ``ValueError`` that says what was found and what is accepted.
+    ``what`` is the path of a ``.dfq`` file or of a checkpoint, ``embedded``, or
+    ``package.module:function`` that returns a module; ``builder`` is such a function or the name of
+    a detector, for a checkpoint and for a file that names none. Raises ``ValueError`` that says
+    what was found and what is accepted.
     """
     from defakeq.conversion import load
 
     if _is_builder(what):
-        module = build_module(what)
-        digest, size = state_digest(what, module)
-        return Scorer(what, module, size, digest)
+        return _scorer(what)
     path = PACKED if what == EMBEDDED else Path(what)
     if not path.is_file():
         raise ValueError(f"model: found {what}, which is no file; accepted: {_ACCEPTED}")
+    if path.suffix in CHECKPOINTS:
+        if builder is None:
+            raise ValueError(f"model: found {what}, accepted with a builder: {_MODULES}")
+        return _checkpoint(path, builder)
     try:
         module = load(path, None if builder is None else build_module(builder))
     except ValueError as error:
@@ -181,9 +196,7 @@ def open_float(what: str | None, model: str, builder: str | None = None) -> Scor
         size = CHECKPOINT.stat().st_size
         return Scorer("embedded, float32", load_float(), size, _file_digest(CHECKPOINT))
     if _is_builder(what):
-        module = build_module(what)
-        digest, size = state_digest(what, module)
-        return Scorer(what, module, size, digest)
+        return _scorer(what)
     path = Path(what)
     if not path.is_file():
         raise ValueError(
@@ -191,14 +204,8 @@ def open_float(what: str | None, model: str, builder: str | None = None) -> Scor
             "'none', or 'package.module:function'"
         )
     if builder is None:
-        raise ValueError(f"float-model: found {what}, accepted with a builder: its module")
-    module = build_module(builder)
-    try:
-        module.load_state_dict(read_weights(path))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"float-model: {path}: {reason}") from error
-    return Scorer(path.name, module, path.stat().st_size, _file_digest(path))
+        raise ValueError(f"float-model: found {what}, accepted with a builder: {_MODULES}")
+    return _checkpoint(path, builder)
 
 
 def latencies(scorers: Sequence[Scorer], picture: ByteImage, repeats: int = 20) -> list[float]:

@@ -123,7 +123,7 @@ def annotate(
         color = (round(40 + 190 * share), round(170 - 130 * share), 50)
         left, top, width, height = (round(value) for value in face.box)
         corner = (left + width, top + height)
-        cv2.rectangle(out, (left, top), corner, color, max(1, round(2 * scale)))
+        cv2.rectangle(out, (left, top), corner, color, max(2, round(2 * scale)))
         _label(out, f"forged {share:.2f}", (left, top), scale, color)
     mean = "no face" if recent is None else f"mean {recent:.2f}"
     _label(out, f"{rate:.1f} frames/s, {mean}", (0, 0), scale, (40, 40, 40))

@@ -42,7 +42,7 @@ class DEFAKEQ_API Program {
   static Program load(const std::string& path, int threads = 1);
   static Program load(const DfqFile& file, int threads = 1);
   // The content of a file, aligned to 8 bytes; not needed after the call.
-  static Program load(const void* data, size_t bytes, int threads = 1);
+  static Program parse(const void* data, size_t bytes, int threads = 1);
 
   Program(Program&&) noexcept;
   Program& operator=(Program&&) noexcept;

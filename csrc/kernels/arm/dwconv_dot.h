@@ -4,30 +4,18 @@
 // weights moved by a byte.
 #pragma once
 
-#include "kernels/arm/finish.h"
+#include "kernels/arm/dwconv.h"
 
 namespace defakeq {
 namespace {
 
-struct DwBlock {
-  const DwS8Args* a;
-  int64_t c0;
-  int n;                  // valid channels
-  int64_t count;          // interleaved columns
-  int groups;             // interleaved fours of rows
-  int8_t* columns;        // [group][column][16][4]
-  int8_t* weight;         // [group][kw][2 halves][upper, lower output row][2 parts][16]
-  int32_t start[kBlock];  // the accumulators before the first tap
-  int32x4_t factor[kParts];
-  float scale[kBlock], bias[kBlock];
-  PlainInt8 int8;
+struct DwDot : DwBlock {
+  int groups;       // interleaved fours of rows
+  int8_t* columns;  // [group][column][16][4]
+  int8_t* weight;   // [group][kw][2 halves][upper, lower output row][2 parts][16]
 };
 
 DQ_INLINE bool dw_takes_twos(const DwS8Args& a) { return a.stride[0] == 1 && a.dilation[0] == 1; }
-
-DQ_INLINE int64_t dw_columns(const DwS8Args& a) {
-  return (a.out_w - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1] + 1;
-}
 
 DQ_INLINE int dw_groups(const DwS8Args& a) {
   return (a.kernel[0] + (dw_takes_twos(a) ? 1 : 0) + 3) / 4;
@@ -47,7 +35,7 @@ DQ_INLINE void store_column(int8_t* out, const int8x16_t (&row)[4]) {
 }
 
 // Input rows iy, iy + dilation, ...
-inline void interleave(const DwBlock& k, int64_t iy, int8_t* columns) {
+inline void interleave(const DwDot& k, int64_t iy, int8_t* columns) {
   const DwS8Args& a = *k.a;
   const int8x16_t pad = vdupq_n_s8(a.pad_value);
   const int64_t left = a.padding[1] < k.count ? a.padding[1] : k.count;
@@ -88,52 +76,6 @@ inline void interleave(const DwBlock& k, int64_t iy, int8_t* columns) {
   }
 }
 
-// The values are read again for every output: copies of registers would cost twice the loads.
-DQ_INLINE const float* again(const float* p) {
-  __asm__("" : "+r"(p));
-  return p;
-}
-DQ_INLINE const int32_t* again(const int32_t* p) {
-  __asm__("" : "+r"(p));
-  return p;
-}
-
-template <bool kBare>
-DQ_INLINE void dw_finish_int8(const DwBlock& k, int64_t pixel, const int32x4_t (&acc)[kParts]) {
-  const float* bias = again(k.bias);
-  float32x4_t y[kParts];
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    y[i] = vfmaq_f32(vld1q_f32(bias + i * 4), vcvtq_f32_s32(acc[i]), vld1q_f32(k.scale + i * 4));
-  }
-  store_bytes(static_cast<int8_t*>(k.a->out) + pixel * k.a->out_stride + k.c0, k.n,
-              to_bytes<kBare>(k.int8, y));
-}
-
-__attribute__((noinline)) inline void dw_finish_any(const DwBlock& k, int64_t pixel,
-                                                    const int32x4_t* acc) {
-  const DwS8Args& a = *k.a;
-  float32x4_t y[kParts];
-  for (int i = 0; i < kParts; ++i) {
-    float32x4_t f = vcvtq_f32_s32(acc[i]);
-    if (a.has_row_scale) f = vmulq_n_f32(f, a.row_scale);
-    y[i] = vfmaq_f32(vld1q_f32(k.bias + i * 4), f, vld1q_f32(k.scale + i * 4));
-  }
-  simd::finish_block<Vec>(a.post, a.out, a.out_stride, pixel, k.c0, k.n, y);
-}
-
-// How outputs leave.
-enum class DwFinish { kAny, kInt8, kBareInt8 };
-
-template <DwFinish kFinish>
-DQ_INLINE void dw_finish(const DwBlock& k, int64_t pixel, const int32x4_t (&acc)[kParts]) {
-  if constexpr (kFinish == DwFinish::kAny) {
-    dw_finish_any(k, pixel, acc);
-  } else {
-    dw_finish_int8<kFinish == DwFinish::kBareInt8>(k, pixel, acc);
-  }
-}
-
 // 1 for each of the rows y .. y + 3 that the kernel has.
 DQ_INLINE int8x16_t dw_ones(const DwS8Args& a, int y) {
   uint32_t ones = 0;
@@ -146,7 +88,7 @@ DQ_INLINE int8x16_t dw_ones(const DwS8Args& a, int y) {
 // kY output rows and kX adjacent outputs. kKernel: 3 for 3x3 kernels of stride and dilation 1,
 // else 0.
 template <bool kFactor, DwFinish kFinish, int kY, int kX, int kKernel>
-DQ_INLINE void dw_outputs(const DwBlock& k, int64_t oy, int64_t ox, bool second) {
+DQ_INLINE void dw_outputs(const DwDot& k, int64_t oy, int64_t ox, bool second) {
   const DwS8Args& a = *k.a;
   const int groups = kKernel == 3 ? 1 : k.groups, width = kKernel == 3 ? 3 : a.kernel[1];
   const int64_t stride = (kKernel == 3 ? 1 : a.stride[1]) * int64_t{64};
@@ -217,7 +159,7 @@ DQ_INLINE void dw_outputs(const DwBlock& k, int64_t oy, int64_t ox, bool second)
 }
 
 template <bool kFactor, DwFinish kFinish, int kY, int kKernel>
-inline void dw_rows(const DwBlock& k) {
+inline void dw_rows(const DwDot& k) {
   const DwS8Args& a = *k.a;
   for (int64_t oy = a.oy0; oy < a.oy1; oy += kY) {
     for (int g = 0; g < k.groups; ++g) {
@@ -233,51 +175,36 @@ inline void dw_rows(const DwBlock& k) {
   }
 }
 
-// [row group][kw][16][4 rows] to both output rows, and what the accumulators start from.
-inline void prepare_weights(DwBlock& k, const int8_t* weight) {
+// [row group][kw][16][4 rows] to both output rows.
+inline void prepare_weights(DwDot& k, const int8_t* weight) {
   const DwS8Args& a = *k.a;
   const int width = a.kernel[1], row_groups = (a.kernel[0] + 3) / 4;
-  // the correction is for activations as x + 128
-  const int32_t taps = a.kernel[0] * width;
-  int32x4_t start[kParts];
   for (int i = 0; i < kParts; ++i) {
-    start[i] = vld1q_s32(a.correction + k.c0 + i * 4);
-    if (a.window_factor != nullptr) {
-      k.factor[i] = vld1q_s32(a.window_factor + k.c0 + i * 4);
-      start[i] = vmlaq_n_s32(start[i], k.factor[i], 128 * taps);
-    }
-  }
-  for (int g = 0; g < k.groups; ++g) {
-    for (int kx = 0; kx < width; ++kx) {
-      for (int i = 0; i < kParts; ++i) {
+    int32x4_t sum = vdupq_n_s32(0);
+    for (int g = 0; g < k.groups; ++g) {
+      for (int kx = 0; kx < width; ++kx) {
         const auto fours = [&](int group) __attribute__((always_inline)) {
           if (group < 0 || group >= row_groups) return vdupq_n_u32(0);
           return vreinterpretq_u32_s8(vld1q_s8(weight + ((group * width + kx) * kParts + i) * 16));
         };
         const uint32x4_t upper = fours(g);
-        const uint32x4_t lower = vsriq_n_u32(vshlq_n_u32(upper, 8), fours(g - 1), 24);
+        const uint32x4_t lower = vorrq_u32(vshlq_n_u32(upper, 8), vshrq_n_u32(fours(g - 1), 24));
         int8_t* out = k.weight + ((g * width + kx) * 2 + i / 2) * 64 + i % 2 * 16;
         vst1q_s8(out, vreinterpretq_s8_u32(upper));
         vst1q_s8(out + 32, vreinterpretq_s8_u32(lower));
-        start[i] = vmlaq_n_s32(
-            start[i], vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u32(upper), vdupq_n_s8(1)), 128);
+        sum = vdotq_s32(sum, vreinterpretq_s8_u32(upper), vdupq_n_s8(1));
       }
     }
+    vst1q_s32(k.start + i * 4, vmlaq_n_s32(vld1q_s32(k.start + i * 4), sum, 128));
   }
-  for (int i = 0; i < kParts; ++i) vst1q_s32(k.start + i * 4, start[i]);
 }
 
 template <bool kFactor, DwFinish kFinish>
-inline void dw_run(const DwBlock& k) {
+inline void dw_run(const DwDot& k) {
   const DwS8Args& a = *k.a;
   if (!dw_takes_twos(a)) return dw_rows<kFactor, kFinish, 1, 0>(k);
   const bool three = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[1] == 1 && a.dilation[1] == 1;
   three ? dw_rows<kFactor, kFinish, 2, 3>(k) : dw_rows<kFactor, kFinish, 2, 0>(k);
-}
-
-template <DwFinish kFinish>
-inline void dw_run(const DwBlock& k) {
-  k.a->window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
 }
 
 inline size_t dw_dot_scratch(const DwS8Args& a) {
@@ -286,27 +213,16 @@ inline size_t dw_dot_scratch(const DwS8Args& a) {
 
 inline void dw_dot(const DwS8Args& a) {
   const int64_t channel_bytes = int64_t{(a.kernel[0] + 3) / 4} * a.kernel[1] * 4;
-  DwBlock k{};
-  k.a = &a;
-  k.count = dw_columns(a);
+  DwDot k{};
   k.groups = dw_groups(a);
   k.columns = static_cast<int8_t*>(a.scratch);
-  k.weight = k.columns + k.groups * k.count * 64;
-  for (k.c0 = 0; k.c0 < a.channels; k.c0 += kBlock) {
-    k.n = static_cast<int>(a.channels - k.c0 < kBlock ? a.channels - k.c0 : kBlock);
-    prepare_weights(k, a.weight + k.c0 * channel_bytes);
-    const bool int8 =
-        !a.has_row_scale && is_plain_int8(a.post, a.scale + k.c0, a.bias + k.c0, kBlock);
-    k.int8 = plain_int8_of(a.post);
-    std::memcpy(k.scale, a.scale + k.c0, sizeof(k.scale));
-    std::memcpy(k.bias, a.bias + k.c0, sizeof(k.bias));
-    if (!int8) {
-      dw_run<DwFinish::kAny>(k);
-      continue;
-    }
-    k.int8.bare ? dw_run<DwFinish::kBareInt8>(k) : dw_run<DwFinish::kInt8>(k);
-    replace_outputs(a.post, static_cast<int8_t*>(a.out) + a.oy0 * a.out_w * a.out_stride + k.c0,
-                    a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
+  k.weight = k.columns + k.groups * dw_columns(a) * 64;
+  for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
+    dw_begin(k, a, c0);
+    prepare_weights(k, a.weight + c0 * channel_bytes);
+    dw_with_finish(k, [&]<DwFinish kFinish>() {
+      a.window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
+    });
   }
 }
 

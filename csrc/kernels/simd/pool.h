@@ -111,6 +111,25 @@ DQ_INLINE void average_window(const Operand& x, int64_t width, int64_t channels,
   });
 }
 
+typedef int8_t PoolBytes __attribute__((vector_size(kPoolChannels)));
+
+// The largest of kPoolChannels channels from c on.
+template <class V>
+DQ_INLINE void max_bytes(const int8_t* x, int64_t width, int64_t channels, const Window& w,
+                         int64_t c, int8_t* out) {
+  PoolBytes best;
+  std::memset(&best, -128, sizeof(best));
+  for (int64_t y = w.y0; y < w.y1; ++y) {
+    const int8_t* from = x + (y * width + w.x0) * channels + c;
+    for (int64_t px = w.x0; px < w.x1; ++px, from += channels) {
+      PoolBytes v;
+      std::memcpy(&v, from, sizeof(v));
+      best = v > best ? v : best;
+    }
+  }
+  std::memcpy(out + c, &best, sizeof(best));
+}
+
 template <class V>
 DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, const Window& w,
                           const Post& post, void* out, int64_t row) {
@@ -118,22 +137,25 @@ DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, con
   if (x.dtype == DType::kInt8 && post.out_dtype == DType::kInt8) {
     // the same quantization on both sides: bytes are compared as they are
     const auto* bytes = static_cast<const int8_t*>(x.data);
-    for (int64_t c = 0; c < channels; c += kPoolChannels) {
-      const int64_t n = channels - c < kPoolChannels ? channels - c : kPoolChannels;
-      int8_t best[kPoolChannels];
-      std::memset(best, -128, sizeof(best));
+    auto* to = static_cast<int8_t*>(out) + row * channels;
+    int64_t c = 0;
+    for (; c + kPoolChannels <= channels; c += kPoolChannels) {
+      max_bytes<V>(bytes, width, channels, w, c, to);
+    }
+    if (c < channels && channels >= kPoolChannels) {
+      // the last channels, some of them again
+      max_bytes<V>(bytes, width, channels, w, channels - kPoolChannels, to);
+      return;
+    }
+    for (; c < channels; ++c) {
+      int8_t best = -128;
       for (int64_t y = w.y0; y < w.y1; ++y) {
         for (int64_t px = w.x0; px < w.x1; ++px) {
-          const int8_t* from = bytes + (y * width + px) * channels + c;
-          if (n == kPoolChannels) {
-            for (int64_t i = 0; i < kPoolChannels; ++i)
-              best[i] = from[i] > best[i] ? from[i] : best[i];
-          } else {
-            for (int64_t i = 0; i < n; ++i) best[i] = from[i] > best[i] ? from[i] : best[i];
-          }
+          const int8_t v = bytes[(y * width + px) * channels + c];
+          best = v > best ? v : best;
         }
       }
-      std::memcpy(static_cast<int8_t*>(out) + row * channels + c, best, static_cast<size_t>(n));
+      to[c] = best;
     }
     return;
   }

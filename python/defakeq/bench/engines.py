@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -242,7 +243,8 @@ class Defakeq(Engine):
         """With what the converter is made of, and the plan."""
         if network.program is not None:
             return super().folder(network)
-        own = hashlib.sha256(network.digest("defakeq.lower", *_CONVERTER).encode())
+        own = hashlib.sha256(inspect.getsource(type(self)).encode())
+        own.update(network.digest("defakeq.lower", *_CONVERTER).encode())
         if self._plan not in PLANS:
             own.update(Path(self._plan).read_bytes())
         return network.cache / network.name / f"{self.name}-{self.plan}-{own.hexdigest()[:12]}"
@@ -259,7 +261,9 @@ class Defakeq(Engine):
 
         model, images = built(network)
         if self._plan in ("8", "4"):
-            plan = QuantPlan.uniform(model, int(self._plan))
+            # without zero points at 8 bits, as every other engine has it
+            bits = int(self._plan)
+            plan = QuantPlan.uniform(model, bits, symmetric=bits == 8)
         elif self._plan == "half":
             plan = half_plan(model, images[0])
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from defakeq.compress.quantized import State
@@ -28,11 +30,7 @@ def exported(
         states: of the layers.
         mixed: with the half-precision outputs.
     """
-    import copy
-
-    import torch
-
-    own = copy.deepcopy(model)
+    own = copy.deepcopy(model).cpu()
     plans = {}
     with torch.no_grad():
         for name, state in states.items():

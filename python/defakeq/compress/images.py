@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from defakeq.compress.calibration import Calibration
-from defakeq.evaluate.scorer import Scorer
+from defakeq.scorer import Scorer
 
 
 def from_folder(

@@ -23,7 +23,7 @@ from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, initial, reconstruct
 from defakeq.compress.redundancy import Masks, Redundancy
-from defakeq.compress.sizes import SEGMENT_JSON, Shape, checkpoint_bytes, half_cost
+from defakeq.compress.sizes import SEGMENT_JSON, Shape, checkpoint_bytes, half_cost, payload
 from defakeq.compress.statistics import LayerStatistics, collect
 from defakeq.compress.veft import align, choose, measured_drift
 from defakeq.compress.workdir import WorkDir, fingerprint
@@ -222,6 +222,8 @@ class _Run:
         return chosen
 
     def _chosen(self, statistics: dict[str, LayerStatistics]) -> Chosen:
+        if self.preset.objective == "uniform":
+            return self._uniform()
         groups: list[Redundancy] = []
         channels = None
         pruning = "none: not asked for"
@@ -319,6 +321,27 @@ class _Run:
         if kept is None:
             raise RuntimeError(f"size: found no file of {self.budget} bytes in {_TRIES} tries")
         return kept
+
+    def _uniform(self) -> Chosen:
+        """The widest width, the same for all layers but the ends, whose file fits."""
+        names = list(self.graph.layers)
+        for bits in sorted(self.preset.widths, reverse=True):
+            options = {}
+            for name, layer in self.graph.layers.items():
+                own = bits
+                if self.preset.ends is not None and name in (names[0], names[-1]):
+                    own = self.preset.ends
+                options[name] = Option(own, False, payload(Shape.of(layer), own), 0.0)
+            chosen = Chosen(options, {}, {}, {}, "none: not asked for")
+            states = chosen.initial(self.graph)
+            program = converted(self.graph.model, states, self._ranges(2), mixed=False)
+            most = file_size(program)[1] + _SUMMARY + self._reserve()
+            if most <= self.budget:
+                return chosen
+        raise ValueError(
+            f"size: found {self.size}, {self.budget} bytes; accepted is at least "
+            f"{self._least(most - self.budget):.4f}, at {min(self.preset.widths)} bits everywhere"
+        )
 
     def _least(self, missing: float) -> float:
         """The smallest part of the checkpoint that can be kept."""
@@ -420,11 +443,16 @@ class _Run:
             self.source,
             facts,
         )
-        for program in (model, integer):
+        sizes = {}
+        for key, program in (("integer_size", integer), ("size", model)):
             report.carry(program, found.report)
-            size = file_size(program)[0]
-            if size > self.budget:
-                raise RuntimeError(f"size: found a file of {size} bytes; asked was {self.budget}")
+            sizes[key] = file_size(program)[0]
+            if sizes[key] > self.budget:
+                raise RuntimeError(
+                    f"size: found a file of {sizes[key]} bytes; asked was {self.budget}"
+                )
+        part = sizes["size"] / checkpoint_bytes(self.source)
+        found.report = {**sizes, "part": part, **found.report}
         return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from defakeq.compress.reconstruct import Settings as Reconstruction
+from defakeq.compress.learning import Settings as Reconstruction
 from defakeq.compress.veft import Alignment
 
 PRESETS = ("default", "paper")
@@ -17,7 +17,9 @@ class Preset:
 
     Attributes:
         widths: of the weights that may be chosen.
-        objective: "measured" (sensitivity times rounding error) or "score" (S_l 2^-b).
+        objective: "measured" (sensitivity times rounding error), "score" (S_l 2^-b), or "uniform"
+            (the widest width that fits, the same everywhere).
+        ends: width of the first and the last layer, where the objective is "uniform"; None: alike.
         prune: whether redundant channels may go.
         act_average: bits of the layers' inputs on average at most, which are then 4 to 8; None: 8.
             Narrower inputs make no smaller file and no faster program.
@@ -29,6 +31,7 @@ class Preset:
 
     widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     objective: str = "measured"
+    ends: int | None = None
     prune: bool = True
     act_average: float | None = None
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
@@ -55,7 +58,7 @@ def preset(name: str) -> Preset:
             objective="score",
             prune=False,
             reconstruction=Reconstruction(
-                method="adaround", feedback=False, steps=200, rate=0.03, scale_rate=0.0
+                method="adaround", feedback=False, steps=400, rate=0.1, scale_rate=0.0
             ),
             choice="random",
             alignment=Alignment(codes=0.0),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from defakeq.compress.allocate import Option
-from defakeq.compress.budget import file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.quantized import State
@@ -38,7 +37,7 @@ def made(
     source: nn.Module,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The report of a compression, of JSON types."""
+    """The report of a compression, of JSON types, but for the sizes of the files."""
     layers = []
     for name, layer in graph.layers.items():
         state = states[name]
@@ -78,14 +77,11 @@ def made(
     )
     document: dict[str, Any] = {
         **facts,
-        "size": file_size(found.model)[0],
-        "integer_size": file_size(found.integer)[0],
         "bits_a_weight": stored / weights,
         "layers": layers,
         "blocks": [{"name": block.name, "errors": block.errors} for block in blocks],
         "hurt_most": [entry["name"] for entry in worst],
     }
-    document["part"] = document["size"] / document["checkpoint"]
     document["calibration"] = _agreement(data, found, source)
     return document
 

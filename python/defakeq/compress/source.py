@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from torch import nn
 
-from defakeq.evaluate.scorer import EMBEDDED, Scorer, build_module, read_weights, state_digest
+from defakeq import detectors
+from defakeq.scorer import EMBEDDED, Scorer, build_module, load_weights, state_digest
 
 
 def float_detector(detector: str | None, model: str | None, weights: Path | None) -> Scorer:
@@ -29,18 +29,12 @@ def float_detector(detector: str | None, model: str | None, weights: Path | None
 
         module = load_float()
     elif detector is not None:
-        detectors = importlib.import_module("defakeq.detectors")
-        module = detectors.build(detector, None if weights is None else weights)
-        weights = None
+        module = detectors.build(detector)
     else:
         assert model is not None
         module = build_module(model)
     if weights is not None:
-        try:
-            module.load_state_dict(read_weights(weights))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"weights: {weights}: {reason}") from error
+        load_weights(module, weights)
     module = module.eval().requires_grad_(False)
     name = detector or model or ""
     digest, size = state_digest(name, module)

@@ -240,17 +240,17 @@ def _finished(
         pooled = torch.cat(sums.pooled).cpu()
         separation = _separation(pooled, labels[: pooled.shape[0]].cpu())
     return LayerStatistics(
-        mean.float(),
-        (sums.square / sums.count - mean.square()).clamp(min=0).float(),
-        sums.low,
-        sums.high,
-        energy,
+        mean.float().cpu(),
+        (sums.square / sums.count - mean.square()).clamp(min=0).float().cpu(),
+        sums.low.cpu(),
+        sums.high.cpu(),
+        energy.cpu(),
         float(products.mean()) / taps,
-        second,
-        squares.margin,
+        second.cpu(),
+        squares.margin.cpu(),
         squares.inputs,
         sums.count // sums.images,
-        squares.loss,
+        None if squares.loss is None else squares.loss.cpu(),
         separation,
     )
 

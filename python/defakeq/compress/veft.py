@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defakeq.compress.graph import Graph, Layer, LayerCall, margin
+from defakeq.compress.learning import Learned, Settings
 from defakeq.compress.quantized import State, calling, fake_act
-from defakeq.compress.reconstruct import Learned, Settings
 from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost
 from defakeq.compress.statistics import LayerStatistics
 
@@ -63,7 +63,7 @@ class Drift:
 
 @dataclass
 class _Targets:
-    """Features and margins of the float model, by batch."""
+    """Features and margins of the float model, by batch; pruned features are zero."""
 
     features: list[Tensor]
     margins: list[Tensor]
@@ -71,12 +71,16 @@ class _Targets:
     energy: float
 
     @staticmethod
-    def of(graph: Graph, batches: list[Tensor]) -> _Targets:
+    def of(graph: Graph, batches: list[Tensor], states: Mapping[str, State]) -> _Targets:
         features, margins = [], []
         with torch.no_grad():
+            alive = torch.ones((), device=batches[0].device)
+            if any(state.keep_out is not None for state in states.values()):
+                own, _ = graph.forward(batches[0], calling(states))
+                alive = (own.abs().amax(0) > 0).to(own.dtype)
             for x in batches:
                 f, y = graph.forward(x)
-                features.append(f)
+                features.append(f * alive)
                 margins.append(margin(y))
         spread = float(torch.cat(margins).var()) if sum(map(len, margins)) > 1 else 1.0
         energy = float(torch.cat(features).square().mean())
@@ -121,7 +125,7 @@ def align(
         The states, as they were when tuning did not help; the drift before and after.
     """
     batches = list(graph.batches(images))
-    targets = _Targets.of(graph, batches)
+    targets = _Targets.of(graph, batches, states)
     held = [i for i in range(len(batches)) if i % HELD_OUT == HELD_OUT - 1] or [0]
     used = [i for i in range(len(batches)) if i not in held] or [0]
     before = drift(graph, batches, targets, calling(states), held)
@@ -189,7 +193,7 @@ def drift(
 def measured_drift(graph: Graph, images: Tensor, states: Mapping[str, State], mixed: bool) -> Drift:
     """The drift of a quantized model on all images."""
     batches = list(graph.batches(images))
-    return drift(graph, batches, _Targets.of(graph, batches), calling(states, mixed))
+    return drift(graph, batches, _Targets.of(graph, batches, states), calling(states, mixed))
 
 
 def _random_channels(

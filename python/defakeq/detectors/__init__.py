@@ -79,6 +79,7 @@ def build(name: str, pretrained: str | os.PathLike[str] | None = None, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         detector = builder()
+    detector.published_name = name
     if pretrained is not None:
         detector.load_weights(pretrained)
     return detector.eval()

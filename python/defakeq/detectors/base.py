@@ -21,10 +21,12 @@ class Detector(nn.Module):
     Attributes:
         interface: its preprocessing and its kind of output.
         unused: patterns (of `fnmatch`) of the names in published weights that scoring never reads.
+        published_name: what `defakeq.detectors.build` knows it by; None: it was made otherwise.
     """
 
     interface: ClassVar[Interface]
     unused: ClassVar[tuple[str, ...]] = ()
+    published_name: str | None = None
 
     @property
     def input_size(self) -> tuple[int, int, int]:

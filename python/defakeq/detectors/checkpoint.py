@@ -96,9 +96,9 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[s
     except Exception as error:  # of many kinds, for a damaged file
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
-        raise ValueError(f"{shown}: not a checkpoint of tensors only: {reason}") from error
+        raise ValueError(f"{shown}: no checkpoint of tensors only: {reason}") from error
     wrapper: list[str] = []
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+    while isinstance(found, Mapping):
         inner = next((k for k in WRAPPERS if isinstance(found.get(k), Mapping)), None)
         if inner is None:
             break
@@ -106,8 +106,8 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[s
         found = found[inner]
     if not isinstance(found, Mapping) or not found:
         raise ValueError(
-            f"{shown}: found {type(found).__name__}; accepted is tensors by name, bare or under "
-            f"one of {', '.join(WRAPPERS)}"
+            f"{shown}: found no state dict but {type(found).__name__}; accepted is tensors by "
+            f"name, bare or under one of {', '.join(WRAPPERS)}"
         )
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):

@@ -51,7 +51,7 @@ class Analysis(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map (batch, 1, n) to (batch, 1, m) and such a tensor a level, the finest first."""
         taps = self.h0.shape[-1]
-        kernel = torch.stack([self.h0, self.h1], 0).reshape(2, 1, 1, taps)
+        kernel = torch.cat([self.h0, self.h1]).unsqueeze(2)
         low, high = x.unsqueeze(2), []
         for _ in range(self.levels):
             if low.shape[-1] % 2:
@@ -79,10 +79,10 @@ class Synthesis(nn.Module):
         # Entries n and n + 1 of a result are two filters over the same 6 coefficients: even and
         # odd taps, reversed.
         taps = self.g0.shape[-1]
-        phases = torch.stack([self.g0, self.g1]).reshape(2, taps // 2, 2).flip(1)
+        phases = torch.cat([self.g0, self.g1]).reshape(2, taps // 2, 2).flip(1)
         kernel = phases.permute(2, 0, 1).reshape(2, 2, 1, taps // 2)
         for detail in reversed(high):
             low = low[..., : detail.shape[-1]]
-            both = F.conv2d(torch.stack([low, detail], 1).flatten(1, 2).unsqueeze(2), kernel)
+            both = F.conv2d(torch.cat([low, detail], 1).unsqueeze(2), kernel)
             low = both.permute(0, 2, 3, 1).flatten(2)
         return low

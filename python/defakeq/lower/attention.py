@@ -37,6 +37,30 @@ def head_strides(index: Tensor) -> dict[str, int] | None:
     return strides
 
 
+def matrix_strides(index: Tensor, turned: tuple[bool, ...]) -> dict[str, int] | None:
+    """Strides of matrices' index [batches, rows, columns].
+
+    Args:
+        index: int32, -1 where a zero is not stored.
+        turned: for False rows may be contiguous, for True columns.
+
+    Returns:
+        None where the elements lie in no such way.
+    """
+    for across in turned:
+        wide = (index.transpose(1, 2) if across else index).unsqueeze(1)
+        strides = head_strides(wide)
+        if strides is not None:
+            names = ("col", "row") if across else ("row", "col")
+            return {
+                "offset": strides["offset"],
+                "batch": strides["batch"],
+                names[0]: strides["token"],
+                names[1]: 1,
+            }
+    return None
+
+
 def kept_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[list[int], list[Tensor]]:
     """The heads that are not zero, and the operands' indices with only what is stored of them.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from defakeq.fold import Inputs, fold_batch_norm
+from defakeq.lower.patterns import canonicalize
 from defakeq.plan import QuantPlan
 
 Node = fx.Node
@@ -112,6 +113,11 @@ def _evaluate(program: Any) -> Captured:
     signature = program.graph_signature
     graph: fx.Graph = program.graph_module.graph
     own: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            held = node.name in own or node.name in signature.inputs_to_lifted_tensor_constants
+            node.meta["input"] = not held
+    canonicalize(graph)
     constants: dict[Node, Tensor] = {}
     captured = Captured(graph, [], constants, {}, [], [])
     for node in graph.nodes:

@@ -181,7 +181,10 @@ class Draft:
             return None
         number = ref.values[0]
         value = self.values[number]
-        width = value.shape[-1]
+        width = value.count
+        if order.shape[0] > 1:
+            stride = int((order[1].long() - first)[present].min())
+            width = stride if stride > 0 and value.shape[-1] % stride == 0 else value.shape[-1]
         base = int(first[present].min()) // width * width
         columns = first[present] - base
         if int(columns.max()) >= width or len(set(columns.tolist())) != len(columns):
@@ -193,7 +196,7 @@ class Draft:
         if not bool((order[:, ~present] < 0).all()):
             return None
         rows = order.shape[0]
-        if base or rows * width != value.count:
+        if base or rows * width != value.count or width != value.shape[-1]:
             viewed = self.view(number, base, (rows, width))
             if viewed is None:
                 return None

@@ -20,12 +20,13 @@ from defakeq.lower.groups import (
 from defakeq.lower.moves import Moves
 from defakeq.lower.operands import IDENTITIES, VIEWS, Unsupported
 from defakeq.lower.pooling import Pooling
+from defakeq.lower.reductions import REDUCTIONS, SOFTMAX, Reductions
 from defakeq.lower.transformers import Transformers
 
 aten = torch.ops.aten
 
 
-class Emitter(Moves, Elementwise, Gates, Pooling, Transformers):
+class Emitter(Moves, Elementwise, Gates, Pooling, Reductions, Transformers):
     """Emits the program of a captured graph into a draft."""
 
     def run(self, unsupported: dict[Node, str] | None = None) -> None:
@@ -104,12 +105,20 @@ class Emitter(Moves, Elementwise, Gates, Pooling, Transformers):
             return self._cat(node)
         if target is aten.max_pool2d.default or target is aten.avg_pool2d.default:
             return self._pool(node)
-        if is_global_mean(node, self.captured):
-            return self._mean(node)
+        if is_global_mean(node, self.captured) and target not in REDUCTIONS:
+            ref = self.ref(args_of(node)[0])
+            image = ref.index[0].permute(1, 2, 0)
+            return self._mean_step(node, ref, image.reshape(-1, image.shape[-1]))
         if target is aten.adaptive_avg_pool2d.default:
             return self._adaptive(node)
-        if target is aten.mean.dim:
-            return self._mean_tokens(node)
+        if target in REDUCTIONS:
+            return self._reduced(node)
+        if target in SOFTMAX:
+            return self._softmax(node)
+        if target in (aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default):
+            return self._interpolated(node)
+        if target in (aten.matmul.default, aten.bmm.default):
+            return self._matmul(node)
         if target is aten.layer_norm.default:
             return self._layer_norm(node)
         if target is aten.scaled_dot_product_attention.default:

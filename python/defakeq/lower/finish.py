@@ -100,7 +100,7 @@ def assemble(emitter: Emitter, quants: dict[Any, ActQuant]) -> tuple[dfq.Tensors
             _add_layer(emitter, quants, step, attributes, tensors, network)
         elif step.op == "squeeze_excite":
             _add_gate(emitter, quants, step, attributes, tensors, network)
-        elif step.op == "attention":
+        elif step.op in ("attention", "matmul"):
             q, k, scale = attributes["alpha"]
             scales = (float(np.float32(quants[key].scale)) for key in (q, k))
             attributes["alpha"] = float(np.float32(math.prod(scales) * scale))

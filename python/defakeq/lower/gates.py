@@ -100,7 +100,7 @@ class Gates(Products):
             self.functions[pre] = (quant, function.apply)
             table = f"{spec.name}.table"
             self.tables[table] = (pre, quant, function.apply)
-            attributes[f"table{which}"] = table
+            attributes[f"table{which}"], attributes[f"fn{which}"] = table, function.label
             attributes[f"pre{which}"] = pre
         return quant
 

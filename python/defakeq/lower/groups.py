@@ -80,10 +80,14 @@ _SCALARS = {
 
 @dataclass
 class Function:
-    """An elementwise function of one tensor; `name` is the kernels', None: by a table only."""
+    """An elementwise function of one tensor; `name` is the kernels', None: by a table only.
+
+    `label` says for readers what it is.
+    """
 
     name: str | None
     apply: Callable[[Tensor], Tensor]
+    label: str
 
     @property
     def keeps_zero(self) -> bool:
@@ -108,17 +112,17 @@ class Group:
 
 def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function] | None:
     """The operand and the function, when a node is an elementwise function of one tensor."""
-    target = node.target
+    target: Any = node.target
     if target in _NAMED and not node.kwargs:
-        return args_of(node)[0], Function(_NAMED[target], node.target)  # type: ignore[arg-type]
+        return args_of(node)[0], Function(_NAMED[target], target, _NAMED[target])
     if target in (aten.hardtanh.default, aten.clamp.default):
         bounds = tuple(args_of(node)[1:])
         if bounds == (0.0, 6.0):
-            return args_of(node)[0], Function("relu6", torch.nn.functional.relu6)
+            return args_of(node)[0], Function("relu6", torch.nn.functional.relu6, "relu6")
         if target is aten.clamp.default and bounds in ((0,), (0, None)):
-            return args_of(node)[0], Function("relu", torch.relu)
+            return args_of(node)[0], Function("relu", torch.relu, "relu")
     if target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none":
-        return args_of(node)[0], Function("gelu", torch.nn.functional.gelu)
+        return args_of(node)[0], Function("gelu", torch.nn.functional.gelu, "gelu")
     scalar = target in _SCALARS and len(node.all_input_nodes) == 1
     if target in _TABLES or scalar:
         x = args_of(node)[0]
@@ -126,7 +130,8 @@ def unary_of(node: Node, constants: dict[Node, Tensor]) -> tuple[Node, Function]
         if not isinstance(x, Node) or any(isinstance(a, Node) for a in rest):
             return None
         kwargs = dict(node.kwargs)
-        return x, Function(None, lambda t: target(t, *rest, **kwargs))  # type: ignore[operator]
+        label = str(target).split(".")[1]
+        return x, Function(None, lambda t: target(t, *rest, **kwargs), label)
     return None
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from defakeq.interface import Interface, Surroundings
 from defakeq.lower.capture import Node
 from defakeq.lower.check import NodeCheck, check
 from defakeq_kernels import dfq, runtime
@@ -101,7 +102,8 @@ class ProgramModule(nn.Module):
     It takes and returns float32 tensors, in main memory or, after ``to("cuda")``, on that device,
     has no parameters and no gradient. Its buffers ``program0``, ``program1``, ... hold the content
     of ``.dfq`` files, so that it can be exported and compiled; each program is one call of
-    ``torch.ops.defakeq.run_program``.
+    ``torch.ops.defakeq.run_program``. It has the attribute ``input_size`` and the methods
+    ``preprocess`` and ``score`` that the model has.
 
     Args:
         stages: in order of execution; a single program for a model without fallbacks.
@@ -128,6 +130,7 @@ class ProgramModule(nn.Module):
         self.fallbacks = list(fallbacks)
         self.threads = threads
         self.device = torch.device("cpu")
+        self.surroundings: Surroundings | None = None
         for number, stage in enumerate(self.stages):
             if isinstance(stage, ProgramStage):
                 self.register_buffer(f"program{number}", stage.data)
@@ -140,7 +143,18 @@ class ProgramModule(nn.Module):
         inputs = [port["name"] for port in program["inputs"]]
         outputs = [port["name"] for port in program["outputs"]]
         stage = ProgramStage(tensors, network, inputs, outputs, [() for _ in outputs])
-        return ProgramModule([stage], inputs, outputs, len(outputs) == 1)
+        module = ProgramModule([stage], inputs, outputs, len(outputs) == 1)
+        if "interface" in network:
+            module.surroundings = Surroundings(Interface.of(network["interface"]))
+        return module
+
+    def __getattr__(self, name: str) -> Any:
+        """``input_size``, ``preprocess`` and ``score`` of the detector, where it has them."""
+        if name in Surroundings.NAMES:
+            around = self.__dict__.get("surroundings")
+            if around is not None:
+                return around.get(name, self)
+        return super().__getattr__(name)
 
     def file(self) -> tuple[dfq.Tensors, dfq.Network]:
         """The tensors and network of a ``.dfq`` file that needs no torch.
@@ -156,7 +170,10 @@ class ProgramModule(nn.Module):
             )
         (stage,) = self.stages
         assert isinstance(stage, ProgramStage)
-        return stage.tensors, stage.network
+        around = self.surroundings
+        if around is None or around.interface is None:
+            return stage.tensors, stage.network
+        return stage.tensors, {**stage.network, "interface": around.interface.describe()}
 
     def explain(self) -> dict[str, Any]:
         """What runs how.
@@ -292,6 +309,7 @@ class ProgramModule(nn.Module):
             self.threads,
         )
         made.device = self.device
+        made.surroundings = self.surroundings
         return made
 
 

@@ -1,21 +1,20 @@
-"""Pooling and means of images and tokens."""
+"""Pooling and resizing of images."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from defakeq.lower.capture import Node, args_of
-from defakeq.lower.draft import Ref, Rows
+from defakeq.lower.draft import Ref
 from defakeq.lower.operands import Operands, Unsupported
 
 aten = torch.ops.aten
 
 
 class Pooling(Operands):
-    """Emits pooling."""
+    """Emits pooling and resizing."""
 
     def _pool(self, node: Node) -> Ref:
         ref = self.ref(args_of(node)[0])
@@ -63,25 +62,28 @@ class Pooling(Operands):
         self.draft.step("adaptive_avg_pool2d", node.name, [rows.value], out, size=size)
         return self._spread(rows, out, (shape[2], shape[3]), channels, node)
 
-    def _mean(self, node: Node) -> Ref:
-        rows, _, _, channels = self._image(self.ref(args_of(node)[0]), node.name)
-        return self._mean_step(node, rows, channels)
-
-    def _mean_step(self, node: Node, rows: Rows, channels: int) -> Ref:
+    def _interpolated(self, node: Node) -> Ref:
+        """Bilinear resizing."""
+        args = args_of(node)
+        shape = self.captured.shapes[node]
+        rows, height, width, channels = self._image(self.ref(args[0]), node.name)
+        corners = bool(args[2])
+        given = (
+            args[3:] if node.target is aten.upsample_bilinear2d.default else tuple(args[3] or ())
+        )
+        scale = []
+        for i, (before, after) in enumerate(((height, shape[2]), (width, shape[3]))):
+            if corners:
+                scale.append((before - 1) / (after - 1) if after > 1 else 0.0)
+            elif len(given) > i and given[i]:
+                scale.append(1.0 / float(given[i]))
+            else:
+                scale.append(before / after)
+        size = [shape[2], shape[3]]
         dtype, quant = self._out_type(node)
-        out = self.draft.value(dtype, (rows.width,), quant)
-        self.draft.step("mean_rows", node.name, [rows.value], out)
-        index = torch.full((channels,), -1, dtype=torch.int32)
-        inside = np.flatnonzero(rows.columns >= 0)
-        index[torch.from_numpy(inside)] = torch.from_numpy(rows.columns[inside]).int()
-        return Ref((out,), index.reshape(self.captured.shapes[node]), node)
-
-    def _mean_tokens(self, node: Node) -> Ref:
-        ref = self.ref(args_of(node)[0])
-        rank = ref.index.dim()
-        dims = sorted(int(d) % rank for d in args_of(node)[1])
-        if dims != list(range(1, rank - 1)):
-            raise Unsupported(f"found a mean over dimensions {dims} of {rank}")
-        order = ref.index[0].reshape(-1, ref.index.shape[-1])
-        rows = self.draft.rows(ref, order, node.name)
-        return self._mean_step(node, rows, int(order.shape[-1]))
+        out = self.draft.value(dtype, (*size, rows.width), quant)
+        self.draft.step(
+            "interpolate", node.name, [rows.value], out,
+            size=size, mode="bilinear", align_corners=corners, scale=scale,
+        )  # fmt: skip
+        return self._spread(rows, out, (shape[2], shape[3]), channels, node)

@@ -83,7 +83,11 @@ class Products(Operands):
         wanted = order[:, present]
         rows = torch.div(wanted[:, 0], width, rounding_mode="floor")
         inside = wanted - rows[:, None] * width
-        if bool((wanted < 0).any()) or not torch.equal(inside, inside[:1].expand_as(inside)):
+        if (
+            bool((wanted < 0).any())
+            or bool((inside >= width).any())
+            or not torch.equal(inside, inside[:1].expand_as(inside))
+        ):
             return ref, order
         count = value.count // width
         if torch.equal(rows, torch.arange(count, dtype=torch.int32)):
@@ -268,7 +272,7 @@ class Products(Operands):
             self.functions[pre] = (quant, function.apply)
             table = f"{spec.name}.table"
             self.tables[table] = (pre, quant, function.apply)
-            attributes["table"] = table
+            attributes["table"], attributes["fn"] = table, function.label
             attributes["pre"] = pre
         out = draft.value("float32" if as_float else "int8", shape, quant)
         self.layers[spec.name] = spec

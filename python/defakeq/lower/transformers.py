@@ -1,4 +1,4 @@
-"""LayerNorm and attention."""
+"""LayerNorm, attention and products of two tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from defakeq.lower.attention import head_strides, kept_heads, split_mask
+from defakeq.lower.attention import head_strides, kept_heads, matrix_strides, split_mask
 from defakeq.lower.capture import Node, args_of
 from defakeq.lower.draft import Ref
 from defakeq.lower.groups import (
@@ -146,3 +146,35 @@ class Transformers(Operands):
         if mask is not None:
             ins.append(self.draft.constant(f"{node.name}.mask", mask))
         return ins
+
+    def _matmul(self, node: Node) -> Ref:
+        shape = self.captured.shapes[node]
+        refs = [self.int8(self.ref(operand)) for operand in args_of(node)[:2]]
+        if len(shape) < 2 or any(ref.index.dim() < 2 for ref in refs):
+            raise Unsupported(f"found a product of shape {shape}; accepted is of matrices")
+        lead = shape[:-2]
+        a, b = (
+            ref.index.expand(*lead, *ref.index.shape[-2:]).reshape(-1, *ref.index.shape[-2:])
+            for ref in refs
+        )
+        numbers, layouts = [], []
+        for ref, index, turned in ((refs[0], a, (False,)), (refs[1], b, (False, True))):
+            strides = matrix_strides(index, turned) if len(ref.values) == 1 else None
+            number = ref.values[0]
+            if strides is None:
+                rows = index.reshape(-1, index.shape[-1])
+                number = self.draft.copy(ref, rows, tuple(index.shape), f"{node.name}.operand")
+                row = int(index.shape[2])
+                strides = {"offset": 0, "batch": int(index.shape[1]) * row, "row": row, "col": 1}
+            numbers.append(number)
+            layouts.append(strides)
+        m, k, n = int(a.shape[1]), int(a.shape[2]), int(b.shape[2])
+        dtype, quant = self._out_type(node)
+        out = self.draft.value(dtype, (a.shape[0], m, n), quant)
+        alpha = (*(self.draft.values[number].quant for number in numbers), 1.0)
+        self.draft.step(
+            "matmul", node.name, numbers, out,
+            batches=int(a.shape[0]), m=m, n=n, k=k, alpha=alpha, a=layouts[0], b=layouts[1],
+        )  # fmt: skip
+        own = torch.arange(a.shape[0] * m * n, dtype=torch.int32)
+        return Ref((out,), own.reshape(shape), node)

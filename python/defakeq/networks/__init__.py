@@ -83,7 +83,7 @@ def build(
         torch.manual_seed(seed)
         model = entry.make(num_classes, size) if entry.fixed else entry.make(num_classes)
         model.eval()
-        _randomize(model, size)
+        randomize(model, min(max(size, 96), 128))
     model.input_size = (3, size, size)  # type: ignore[assignment]
     return model
 
@@ -100,12 +100,17 @@ def images(count: int, size: int, seed: int = 1) -> Tensor:
     return smooth + 0.2 * torch.randn(count, 3, size, size, generator=generator)
 
 
-def _randomize(model: nn.Module, size: int) -> None:
+def randomize(model: nn.Module, size: int) -> None:
+    """Give a network of `size` x `size` images, in evaluation mode, weights as `build` does.
+
+    Layers keep their own initial weights; norms, offsets and positions get a trained network's
+    spread, and BatchNorm the statistics of its inputs.
+    """
     norms = []
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             leaf = name.rpartition(".")[2]
-            if leaf == "gamma":
+            if leaf in ("gamma", "gamma1", "gamma2"):
                 parameter.uniform_(0.1, 0.5)
             elif leaf in ("cls_token", "pos_embed", "relative_position_bias_table"):
                 parameter.normal_(0.0, 0.1)
@@ -124,7 +129,7 @@ def _randomize(model: nn.Module, size: int) -> None:
             for norm in norms:
                 norm.momentum = None
             model.train()
-            model(images(8, min(max(size, 96), 128), seed=10))
+            model(images(8 if size <= 128 else 3, size, seed=10))
             model.eval()
             for norm, value in zip(norms, momentum, strict=True):
                 norm.momentum = value

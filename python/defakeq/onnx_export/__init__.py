@@ -70,10 +70,13 @@ def export(
         import onnx
     except ImportError as error:
         raise ImportError("onnx is not installed; pip install 'defakeq[onnx]'") from error
-    tensors, network = dfq.read(path)
+    try:
+        tensors, network = dfq.read(path)
+    except ValueError as error:
+        raise ValueError(f"model: found {path}; accepted is a .dfq file: {error}") from error
     program = network.get("program")
     if not isinstance(program, dict):
-        raise ValueError("network.program: found nothing; accepted is a file that holds a program")
+        raise ValueError(f"model: found no program in {path}; accepted is a file that holds one")
     graph = Graph(onnx, "N" if batch else 1, activations == "uint8")
     exact = weights == "exact"
     exporter = Exporter(graph, tensors, network, exact, engine == "onnxruntime")

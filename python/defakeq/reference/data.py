@@ -142,9 +142,9 @@ def pair(
     """
     size = int(rng.integers(SIZE, SIZE * 3 // 2 + 1)) if rng.random() < 0.6 else SIZE
     if rng.random() < share:
-        base = scene_base(rng, scenes[rng.integers(len(scenes))])
+        base = scene_base(rng, scenes[int(rng.integers(len(scenes)))])
     else:
-        base = bases[rng.integers(len(bases))]
+        base = bases[int(rng.integers(len(bases)))]
     ((image, outline),) = shoot(rng, base, 1, size)
     look, grain = (np.random.default_rng(int(rng.integers(2**31))) for _ in range(2))
     forged = blend.forge(look, grain, image, outline, full=False)

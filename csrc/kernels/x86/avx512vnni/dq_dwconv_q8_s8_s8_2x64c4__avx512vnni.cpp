@@ -7,95 +7,13 @@
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
+#include "kernels/x86/avx512vnni/dw_interleave.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
 namespace defakeq::avx512vnni {
 
 namespace {
-
-constexpr int kWide = 64;
-constexpr int kLanes = 4;  // 16-channel groups of a wide block; vectors of a quadruple
-
-int64_t columns_of(const DwS8Args& a) {
-  return (a.out_w - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1] + 1;
-}
-
-// Output rows of a band: they read the same interleaved rows, each with its weights moved down by
-// bytes.
-int band_rows(const DwS8Args& a) {
-  const int spare = (4 - a.kernel[0] % 4) % 4;
-  return a.dilation[0] == 1 ? spare / a.stride[0] + 1 : 1;
-}
-
-// Vector j of the quadruple holds channels 16 l + 4 j .. + 3 in its lane l: gathers 16-byte chunk j
-// of every group.
-DQ_INLINE __m512i lanes_of(const void* base, int64_t group_bytes, int j, int groups) {
-  const char* p = static_cast<const char*>(base) + j * 16;
-  const auto chunk = [&](int l) __attribute__((always_inline)) {
-    return l < groups ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l * group_bytes))
-                      : _mm_setzero_si128();
-  };
-  __m512i v = _mm512_castsi128_si512(chunk(0));
-  v = _mm512_inserti32x4(v, chunk(1), 1);
-  v = _mm512_inserti32x4(v, chunk(2), 2);
-  return _mm512_inserti32x4(v, chunk(3), 3);
-}
-
-struct Wide {
-  const DwS8Args* a;
-  int64_t c0;
-  int n;             // valid channels
-  int groups;        // valid 16-channel groups
-  __m512i* columns;  // [row group][column][4]
-  __m256i* words;    // [output row of the band][column][4] int16 results
-  __m512i* sums;     // [column] of one vector of the quadruple, over the rows of the kernel
-  __m512i* weight;   // [output row of the band][row group][kw][4]
-  __m512i correction[kLanes], factor[kLanes];
-  __m512 scale[kLanes], bias[kLanes];
-};
-
-// Interleaves the four rows from input row iy on (steps of the dilation).
-void interleave(const Wide& k, int64_t iy, __m512i* columns) {
-  const DwS8Args& a = *k.a;
-  const int64_t count = columns_of(a);
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  const __m512i pad = _mm512_xor_si512(_mm512_set1_epi8(a.pad_value), flip);
-  const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
-  const int64_t left = a.padding[1] < count ? a.padding[1] : count;
-  const int64_t right = a.w + a.padding[1] < count ? a.w + a.padding[1] : count;
-  for (int64_t c = 0; c < left * kLanes; ++c) columns[c] = pad;
-  for (int64_t c = right * kLanes; c < count * kLanes; ++c) columns[c] = pad;
-  const int8_t* row[4];
-  bool inside[4];
-  for (int j = 0; j < 4; ++j) {
-    const int64_t y = iy + int64_t{j} * a.dilation[0];
-    inside[j] = y >= 0 && y < a.h;
-    row[j] = inside[j] ? a.x + y * a.w * a.x_stride + k.c0 : nullptr;
-  }
-  const auto body = [&](auto load) __attribute__((always_inline)) {
-    for (int64_t c = left; c < right; ++c) {
-      const int64_t at = (c - a.padding[1]) * a.x_stride;
-      const __m512i r0 = load(0, at), r1 = load(1, at), r2 = load(2, at), r3 = load(3, at);
-      const __m512i lo01 = _mm512_unpacklo_epi8(r0, r1), hi01 = _mm512_unpackhi_epi8(r0, r1);
-      const __m512i lo23 = _mm512_unpacklo_epi8(r2, r3), hi23 = _mm512_unpackhi_epi8(r2, r3);
-      __m512i* out = columns + c * kLanes;
-      out[0] = _mm512_unpacklo_epi16(lo01, lo23);
-      out[1] = _mm512_unpackhi_epi16(lo01, lo23);
-      out[2] = _mm512_unpacklo_epi16(hi01, hi23);
-      out[3] = _mm512_unpackhi_epi16(hi01, hi23);
-    }
-  };
-  if (k.n == kWide && inside[0] && inside[1] && inside[2] && inside[3]) {
-    body([&](int j, int64_t at) __attribute__((always_inline)) {
-      return _mm512_xor_si512(_mm512_loadu_si512(row[j] + at), flip);
-    });
-  } else {
-    body([&](int j, int64_t at) __attribute__((always_inline)) {
-      return inside[j] ? _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row[j] + at), flip) : pad;
-    });
-  }
-}
 
 void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
   const DwS8Args& a = *k.a;
@@ -180,7 +98,7 @@ DQ_INLINE void pair_dots(const Wide& k, int64_t ox, __m512i (&acc)[2][kLanes]) {
 // wait as int16 in k.words for the bytes of the whole quadruple.
 template <bool kFactor, bool kRelu>
 void pair_words(const Wide& k, int j) {
-  const int64_t out_w = k.a->out_w;
+  const int64_t out_w = k.out_w;
   const __m512i* w = k.weight + j;
   const __m512i top[3] = {w[0], w[kLanes], w[2 * kLanes]};
   const __m512i bottom[3] = {w[3 * kLanes], w[4 * kLanes], w[5 * kLanes]};
@@ -231,23 +149,42 @@ void pair_words(const Wide& k, int j) {
   }
 }
 
-// The int16 results of `pixels` adjacent outputs from row oy on become bytes.
-void store_words(const Wide& k, int64_t oy, int64_t pixels) {
+// The int16 results of `rows` output rows from oy on become bytes.
+void store_words(const Wide& k, int64_t oy, int rows) {
   const DwS8Args& a = *k.a;
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
   // dword 4 l + j of the output is channels 16 l + 4 j .. + 3
   const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
-  const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
   static constexpr int8_t kNoTable[256] = {};
   const bool looks_up = a.post.table != nullptr;
   const Lookup lookup(looks_up ? a.post.table : kNoTable);
-  int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
-  for (int64_t p = 0; p < pixels; ++p, out += a.out_stride) {
+  const auto bytes_of = [&](int64_t p) __attribute__((always_inline)) {
     const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
     const __m512i up = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
-    __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
-    if (looks_up) bytes = lookup(bytes);
-    _mm512_mask_storeu_epi8(out, mask, bytes);
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
+    return looks_up ? lookup(bytes) : bytes;
+  };
+  int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+  if (k.segments == 1) {
+    const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
+    for (int64_t p = 0; p < rows * a.out_w; ++p, out += a.out_stride) {
+      _mm512_mask_storeu_epi8(out, mask, bytes_of(p));
+    }
+    return;
+  }
+  const __mmask32 mask = k.n >= 32 ? ~__mmask32{0} : (__mmask32{1} << k.n) - 1;
+  for (int64_t p = 0; p < rows * k.out_w; ++p) {
+    alignas(64) int8_t lanes[kWide];
+    _mm512_store_si512(lanes, bytes_of(p));
+    const int64_t row = p / k.out_w;
+    for (int s = 0; s < k.segments; ++s) {
+      const int64_t x = s * k.out_w + p % k.out_w;
+      if (x >= a.out_w) break;
+      const auto* from = reinterpret_cast<const __m256i*>(lanes + s * (kWide / k.segments));
+      // with four segments, only the lower half's mask is set
+      _mm256_mask_storeu_epi8(out + (row * a.out_w + x) * a.out_stride, mask,
+                              _mm256_maskz_loadu_epi8(mask, from));
+    }
   }
 }
 
@@ -257,7 +194,7 @@ void pairs_plain(const Wide& k) {
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
     for (int j = 0; j < kLanes; ++j) pair_words<kFactor, kRelu>(k, j);
-    store_words(k, oy, (oy + 1 < a.oy1 ? 2 : 1) * a.out_w);
+    store_words(k, oy, oy + 1 < a.oy1 ? 2 : 1);
   }
 }
 
@@ -272,10 +209,6 @@ bool plain_int8(const DwS8Args& a) {
 template <bool kFactor>
 void pairs(const Wide& k) {
   const DwS8Args& a = *k.a;
-  if (plain_int8(a)) {
-    return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>(k)
-                                                  : pairs_plain<kFactor, false>(k);
-  }
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     interleave(k, oy - a.padding[0], k.columns);
     const bool second = oy + 1 < a.oy1;
@@ -294,7 +227,7 @@ template <int kKernel, int kStride, bool kFactor>
 void band_words(const Wide& k, int row, int j) {
   constexpr int kGroups = (kKernel + 3) / 4;
   const DwS8Args& a = *k.a;
-  const int64_t count = columns_of(a);
+  const int64_t count = columns_of(k);
   const __m512i* w = k.weight + row * kGroups * kKernel * kLanes + j;
   const __m512i* columns = k.columns + j;
   const __m512i correction = k.correction[j], factor = k.factor[j];
@@ -320,8 +253,8 @@ void band_words(const Wide& k, int row, int j) {
       k.sums[c] = sum;
     }
   }
-  __m256i* words = k.words + row * a.out_w * kLanes + j;
-  simd::for_tiles<8>(a.out_w, [&]<int kX>(int64_t ox) {
+  __m256i* words = k.words + row * k.out_w * kLanes + j;
+  simd::for_tiles<8>(k.out_w, [&]<int kX>(int64_t ox) {
     __m512i acc[kX];
 #pragma GCC unroll 8
     for (int i = 0; i < kX; ++i) acc[i] = correction;
@@ -367,7 +300,7 @@ void band_words(const Wide& k, int row, int j) {
 template <int kKernel, int kStride, bool kFactor>
 void bands(const Wide& k) {
   const DwS8Args& a = *k.a;
-  const int64_t group = columns_of(a) * kLanes;
+  const int64_t group = columns_of(k) * kLanes;
   const int band = band_rows(a);
   for (int64_t oy = a.oy0; oy < a.oy1; oy += band) {
     const int rows = static_cast<int>(a.oy1 - oy < band ? a.oy1 - oy : band);
@@ -377,7 +310,7 @@ void bands(const Wide& k) {
     for (int j = 0; j < kLanes; ++j) {
       for (int row = 0; row < rows; ++row) band_words<kKernel, kStride, kFactor>(k, row, j);
     }
-    store_words(k, oy, rows * a.out_w);
+    store_words(k, oy, rows);
   }
 }
 
@@ -427,24 +360,34 @@ void singles(const Wide& k) {
   }
 }
 
+using Variant = void (*)(const Wide&);
+
+// What runs over whole output rows of int16 words, or null.
 template <bool kFactor>
-auto variant_of(const DwS8Args& a) -> void (*)(const Wide&) {
+Variant words_variant(const DwS8Args& a) {
   const bool square = a.kernel[0] == a.kernel[1] && a.stride[0] == a.stride[1] &&
                       a.dilation[0] == 1 && a.dilation[1] == 1;
-  if (!square || a.stride[0] > 2) return singles<kFactor>;
+  if (!square || a.stride[0] > 2 || !plain_int8(a)) return nullptr;
   const bool one = a.stride[0] == 1;
-  if (a.kernel[0] == 3 && one) return pairs<kFactor>;
-  if (!plain_int8(a)) return singles<kFactor>;
   switch (a.kernel[0]) {
     case 3:
-      return bands<3, 2, kFactor>;
+      if (!one) return bands<3, 2, kFactor>;
+      return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>
+                                                    : pairs_plain<kFactor, false>;
     case 5:
       return one ? bands<5, 1, kFactor> : bands<5, 2, kFactor>;
     case 7:
       return one ? bands<7, 1, kFactor> : bands<7, 2, kFactor>;
     default:
-      return singles<kFactor>;
+      return nullptr;
   }
+}
+
+template <bool kFactor>
+Variant other_variant(const DwS8Args& a) {
+  const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
+                    a.dilation[0] == 1 && a.dilation[1] == 1;
+  return pair ? pairs<kFactor> : singles<kFactor>;
 }
 
 }  // namespace
@@ -467,16 +410,21 @@ void dw_s8(const DwS8Args& a) {
   k.weight = k.columns + row_groups * columns_of(a) * kLanes;
   k.sums = k.weight + band * taps * kLanes;
   k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
-  const auto run = a.window_factor != nullptr ? variant_of<true>(a) : variant_of<false>(a);
+  const bool factor = a.window_factor != nullptr;
+  const Variant words = factor ? words_variant<true>(a) : words_variant<false>(a);
+  const Variant other = factor ? other_variant<true>(a) : other_variant<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
+    k.segments = words == nullptr || k.groups > 2 || a.out_w < 2 * kLanes ? 1 : kLanes / k.groups;
+    k.out_w = (a.out_w + k.segments - 1) / k.segments;
+    const int repeat = kLanes / k.segments;
     const int8_t* weight = a.weight + k.c0 * taps * 4;
     for (int64_t t = 0; t < taps; ++t) {
       for (int j = 0; j < kLanes; ++j) {
         k.weight[t * kLanes + j] =
-            lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups);
+            lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups, repeat);
       }
     }
     for (int row = 1; row < band; ++row) {
@@ -489,14 +437,14 @@ void dw_s8(const DwS8Args& a) {
       }
     }
     for (int j = 0; j < kLanes; ++j) {
-      k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups);
-      k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups));
-      k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups));
+      k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups, repeat);
+      k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups, repeat));
+      k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups, repeat));
       if (a.window_factor != nullptr) {
-        k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups);
+        k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
       }
     }
-    run(k);
+    words != nullptr ? words(k) : other(k);
   }
 }
 

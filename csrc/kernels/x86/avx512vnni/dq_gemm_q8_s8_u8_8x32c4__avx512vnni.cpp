@@ -1,7 +1,7 @@
 // Weight codes are the unsigned operand of vpdpbusd, the activations its signed one, broadcast from
 // memory; nothing saturates, so the accumulators are exact.
+#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
@@ -11,9 +11,6 @@
 namespace defakeq::avx512vnni {
 
 namespace {
-
-// Rows of a tile of one block: few accumulators would wait for each other.
-constexpr int kTallRows = 16;
 
 DQ_INLINE __m512i broadcast4(const int8_t* p) {
   int32_t v;
@@ -26,36 +23,26 @@ DQ_INLINE __m512i broadcast4(const int8_t* p) {
 // reductions up to this length.
 constexpr int64_t kLongestPaired = 32767;
 
-struct ZeroPairs {
-  __m512i block[2];
+DQ_INLINE __m512i zero_pairs(const int32_t* zero_point) {
+  const __m512i negated = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(zero_point));
+  return _mm512_or_si512(_mm512_and_si512(negated, _mm512_set1_epi32(0xffff)),
+                         _mm512_slli_epi32(negated, 16 + 7));
+}
 
-  ZeroPairs(const GemmS8Args& a, int col, int blocks) {
-    const __m512i low_half = _mm512_set1_epi32(0xffff);
-    for (int b = 0; b < blocks; ++b) {
-      const __m512i negated = _mm512_sub_epi32(_mm512_setzero_si512(),
-                                               _mm512_loadu_si512(a.zero_point + col + b * kBlock));
-      block[b] =
-          _mm512_or_si512(_mm512_and_si512(negated, low_half), _mm512_slli_epi32(negated, 16 + 7));
-    }
-  }
-};
+DQ_INLINE __m512i row_pairs(const int32_t* row_sum, int rows) {
+  const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
+  return _mm512_or_si512(_mm512_and_si512(sums, _mm512_set1_epi32(127)),
+                         _mm512_slli_epi32(_mm512_srli_epi32(sums, 7), 16));
+}
 
-DQ_INLINE __m512i row_pair(int32_t sum) {
-  const uint32_t bits = static_cast<uint32_t>(sum);
-  return _mm512_set1_epi32(static_cast<int32_t>((bits & 127u) | ((bits >> 7) << 16)));
+// What one zero point takes out of each row.
+DQ_INLINE __m512i row_zeros(const int32_t* row_sum, int rows, int32_t zero_point) {
+  const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
+  return _mm512_mullo_epi32(sums, _mm512_set1_epi32(-zero_point));
 }
 
 // The epilogue's work is cut into units: the 16 outputs of one block of one row, in the order
 // [row][block]. Four units leave as one vector of bytes.
-
-// y of a unit whose accumulator started at the correction.
-template <bool kRowScale>
-DQ_INLINE __m512 unit_value(const GemmS8Args& a, __m512i acc, __m512i zero, int64_t row, int at) {
-  const __m512i sum = row_pair(a.row_sum[row]);
-  __m512 f = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(acc, sum, zero));
-  if constexpr (kRowScale) f = _mm512_mul_ps(f, _mm512_set1_ps(a.row_scale[row]));
-  return _mm512_fmadd_ps(f, _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(a.bias + at));
-}
 
 // int32 results of four units -> their bytes in order; the packs clamp.
 DQ_INLINE __m512i pack_units(const __m512i (&q)[4], __m512i zero_point) {
@@ -66,39 +53,53 @@ DQ_INLINE __m512i pack_units(const __m512i (&q)[4], __m512i zero_point) {
       _mm512_packs_epi16(low, up));
 }
 
-// The bytes of units [first, first + 4) of a tile of R x NB.
+// The bytes of four units, the rows of which begin at out; `rows` of them are there.
 template <int NB>
-DQ_INLINE void store_units(const GemmS8Args& a, int64_t row, int col, int first, int rows,
-                           __m512i bytes) {
-  constexpr int kWidth = NB * kBlock;
-  constexpr int kRows = 4 / NB;
-  int8_t* out = static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col;
-  const int left = rows - first / NB;
-  const int n = a.n - col;
-  const __mmask32 mask = n >= kWidth ? ~__mmask32{0} >> (32 - kWidth) : (__mmask32{1} << n) - 1;
+DQ_INLINE void store_units(int8_t* out, int64_t stride, int rows, __mmask32 mask, __m512i bytes) {
   const auto store = [&]<int I>() __attribute__((always_inline)) {
-    if (I >= left) return;
+    if (I >= rows) return;
     if constexpr (NB == 2) {
-      _mm256_mask_storeu_epi8(out + I * a.out_stride, mask, _mm512_extracti64x4_epi64(bytes, I));
+      _mm256_mask_storeu_epi8(out + I * stride, mask, _mm512_extracti64x4_epi64(bytes, I));
     } else {
-      _mm_mask_storeu_epi8(out + I * a.out_stride, static_cast<__mmask16>(mask),
+      _mm_mask_storeu_epi8(out + I * stride, static_cast<__mmask16>(mask),
                            _mm512_extracti32x4_epi32(bytes, I));
     }
   };
   store.template operator()<0>();
   store.template operator()<1>();
-  if constexpr (kRows == 4) {
+  if constexpr (NB == 1) {
     store.template operator()<2>();
     store.template operator()<3>();
   }
 }
 
-// The epilogues that networks are made of; kGeneral stands for all others. kResidual: an int8
-// residual, with or without relu. kFloat: float32 output, maybe with a float32 residual. kScaled: a
-// row scale and an output scale of their own.
-enum class Finish { kNone, kRelu, kResidual, kFloat, kScaled, kGeneral };
+// Columns [col, col + 16 NB) that are there.
+template <int NB>
+DQ_INLINE __mmask32 columns_left(const GemmS8Args& a, int col) {
+  const int left = a.n - col;
+  return left >= NB * kBlock ? ~__mmask32{0} >> (32 - NB * kBlock) : (__mmask32{1} << left) - 1;
+}
 
-Finish finish_of(const GemmS8Args& a) {
+// The epilogues that networks are made of; kGeneral stands for all others. kBytes: int8, with or
+// without relu. kResidual: the same with an int8 residual. kFloat: float32 output, maybe with a
+// float32 residual. kScaled: a row scale and an output scale of their own.
+enum class Finish { kBytes, kResidual, kFloat, kScaled, kGeneral };
+
+// Whether all |y| stay below 2^30, so that packs can do all of the clamping.
+bool stays_small(const GemmS8Args& a, int col, int blocks) {
+  // |code - zero_point| <= 510, |activation| <= 128
+  const __m512 reach = _mm512_set1_ps(510.0f * 128.0f * static_cast<float>(a.taps * a.steps * 4));
+  __m512 most = _mm512_setzero_ps();
+  for (int b = 0; b < blocks; ++b) {
+    const int at = col + b * kBlock;
+    const __m512 y = _mm512_fmadd_ps(_mm512_abs_ps(_mm512_loadu_ps(a.scale + at)), reach,
+                                     _mm512_abs_ps(_mm512_loadu_ps(a.bias + at)));
+    most = _mm512_max_ps(most, y);
+  }
+  return _mm512_reduce_max_ps(most) + 512.0f * std::fabs(a.post.residual_scale) < 1073741824.0f;
+}
+
+Finish finish_of(const GemmS8Args& a, int col, int blocks) {
   const Post& post = a.post;
   const bool relu = post.activation == Activation::kRelu;
   if (a.row_bias != nullptr || (post.activation != Activation::kNone && !relu) ||
@@ -114,11 +115,22 @@ Finish finish_of(const GemmS8Args& a) {
                ? Finish::kGeneral
                : Finish::kFloat;
   }
-  if (post.inv_scale != 1.0f || post.low != static_cast<float>(-128 - post.zero_point)) {
+  if (post.inv_scale != 1.0f || post.low != static_cast<float>(-128 - post.zero_point) ||
+      !stays_small(a, col, blocks)) {
     return Finish::kGeneral;
   }
-  if (post.residual == nullptr) return relu ? Finish::kRelu : Finish::kNone;
+  if (post.residual == nullptr) return Finish::kBytes;
   return post.residual_dtype == DType::kInt8 ? Finish::kResidual : Finish::kGeneral;
+}
+
+// Whether the lanes share one zero point: what it takes out depends on the row alone.
+bool one_zero_point(const GemmS8Args& a, int col, int blocks) {
+  const __m512i first = _mm512_set1_epi32(a.zero_point[col]);
+  for (int b = 0; b < blocks; ++b) {
+    const __m512i zero = _mm512_loadu_si512(a.zero_point + col + b * kBlock);
+    if (_mm512_cmpneq_epi32_mask(zero, first) != 0) return false;
+  }
+  return true;
 }
 
 DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
@@ -126,19 +138,38 @@ DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
   return static_cast<__mmask16>(left >= kBlock ? 0xffff : (1 << left) - 1);
 }
 
-// What finish_acc does for one of them, with the packs doing the clamping.
-template <int R, int NB, Finish kFinish>
-DQ_INLINE void finish_tile(const GemmS8Args& a, const ZeroPairs& zero, int64_t row, int col,
-                           const __m512i (&acc)[R][NB]) {
-  const Post& post = a.post;
-  const __m512 high = _mm512_set1_ps(post.high);
-  const __m512 floor =
-      _mm512_set1_ps(kFinish == Finish::kResidual && post.activation == Activation::kNone
-                         ? -std::numeric_limits<float>::infinity()
-                         : 0.0f);
+// What finish_acc does for one of them, with the packs doing the clamping. Whatever it needs is in
+// locals, which no store of bytes may change.
+template <int R, int NB, Finish kFinish, bool kOneZero>
+DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m512i (&acc)[R][NB]) {
+  const Post post = a.post;
+  const int64_t stride = a.out_stride;
+  const __mmask32 mask = columns_left<NB>(a, col);
+  alignas(64) int32_t rows[kBlock];
+  _mm512_store_si512(rows, kOneZero ? row_zeros(a.row_sum + row, R, a.zero_point[col])
+                                    : row_pairs(a.row_sum + row, R));
+  __m512i zero[NB];
+  __m512 scale[NB], bias[NB];
+  __mmask16 lanes[NB];
+#pragma GCC unroll 2
+  for (int b = 0; b < NB; ++b) {
+    const int at = col + b * kBlock;
+    zero[b] = zero_pairs(a.zero_point + at);
+    scale[b] = _mm512_loadu_ps(a.scale + at);
+    bias[b] = _mm512_loadu_ps(a.bias + at);
+    lanes[b] = static_cast<__mmask16>(mask >> (b * kBlock));
+  }
+  const float* row_scale = a.row_scale + (kFinish == Finish::kScaled ? row : 0);
   const __m512 residual_scale = _mm512_set1_ps(post.residual_scale);
   const __m512i residual_zero = _mm512_set1_epi32(post.residual_zero_point);
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
+  // the real zero is the byte zero_point
+  const __m512i floor = _mm512_set1_epi8(
+      static_cast<char>(post.activation == Activation::kRelu ? post.zero_point : -128));
+  const int8_t* near = static_cast<const int8_t*>(post.residual) + row * post.residual_stride + col;
+  const float* addend = static_cast<const float*>(post.residual) + row * post.residual_stride + col;
+  int8_t* out = static_cast<int8_t*>(a.out) + row * stride + col;
+  float* floats = static_cast<float*>(a.out) + row * stride + col;
 #pragma GCC unroll 16
   for (int first = 0; first < R * NB; first += 4) {
     __m512i q[4];
@@ -149,38 +180,38 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, const ZeroPairs& zero, int64_t r
         continue;
       }
       const int r = (first + i) / NB, b = (first + i) % NB;
-      const int at = col + b * kBlock;
-      const int64_t from = (row + r) * post.residual_stride + at;
-      __m512 y = unit_value<kFinish == Finish::kScaled>(a, acc[r][b], zero.block[b], row + r, at);
+      const __m512i of_row = _mm512_set1_epi32(rows[r]);
+      __m512 y = _mm512_cvtepi32_ps(kOneZero ? _mm512_add_epi32(acc[r][b], of_row)
+                                             : _mm512_dpwssd_epi32(acc[r][b], zero[b], of_row));
+      if constexpr (kFinish == Finish::kScaled) y = _mm512_mul_ps(y, _mm512_set1_ps(row_scale[r]));
+      y = _mm512_fmadd_ps(y, scale[b], bias[b]);
       if constexpr (kFinish == Finish::kFloat) {
-        const __mmask16 mask = lanes_left(a, at);
         if (post.residual != nullptr) {
           y = _mm512_fmadd_ps(
-              _mm512_maskz_loadu_ps(mask, static_cast<const float*>(post.residual) + from),
+              _mm512_maskz_loadu_ps(lanes[b], addend + r * post.residual_stride + b * kBlock),
               residual_scale, y);
         }
-        _mm512_mask_storeu_ps(static_cast<float*>(a.out) + (row + r) * a.out_stride + at, mask, y);
+        _mm512_mask_storeu_ps(floats + r * stride + b * kBlock, lanes[b], y);
         continue;
       }
       if constexpr (kFinish == Finish::kResidual) {
-        const __m128i bytes = _mm_maskz_loadu_epi8(
-            lanes_left(a, at), static_cast<const int8_t*>(post.residual) + from);
+        const __m128i bytes =
+            _mm_maskz_loadu_epi8(lanes[b], near + r * post.residual_stride + b * kBlock);
         y = _mm512_fmadd_ps(
             _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes), residual_zero)),
             residual_scale, y);
       }
       if constexpr (kFinish == Finish::kScaled) {
-        y = _mm512_max_ps(_mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale)),
-                          _mm512_set1_ps(post.low));
-      } else if constexpr (kFinish != Finish::kNone) {
-        y = _mm512_max_ps(y, floor);
+        y = _mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale));
+        y = _mm512_max_ps(_mm512_min_ps(_mm512_set1_ps(post.high), y), _mm512_set1_ps(post.low));
       }
-      q[i] = Vec::rne(_mm512_min_ps(high, y));
+      q[i] = Vec::rne(y);
     }
     if constexpr (kFinish == Finish::kFloat) continue;
     __m512i bytes = pack_units(q, zero_point);
+    if constexpr (kFinish != Finish::kScaled) bytes = _mm512_max_epi8(bytes, floor);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
-    store_units<NB>(a, row, col, first, R, bytes);
+    store_units<NB>(out + first / NB * stride, stride, R - first / NB, mask, bytes);
   }
 }
 
@@ -238,13 +269,13 @@ template <int NB>
     if (float_out) continue;
     __m512i bytes = pack_units(q, zero_point);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
-    store_units<NB>(a, row, col, first, rows, bytes);
+    store_units<NB>(static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col,
+                    a.out_stride, rows - first / NB, columns_left<NB>(a, col), bytes);
   }
 }
 
 template <int R, int NB>
-DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, Finish how, int64_t row,
-                    int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
   __m512i acc[R][NB];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -279,17 +310,19 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, Finish how, int6
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
   const int col = first_block * kBlock;
+  const auto finish = [&]<Finish kFinish>() __attribute__((always_inline)) {
+    one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, acc)
+             : finish_tile<R, NB, kFinish, false>(a, row, col, acc);
+  };
   switch (how) {
-    case Finish::kNone:
-      return finish_tile<R, NB, Finish::kNone>(a, zero, row, col, acc);
-    case Finish::kRelu:
-      return finish_tile<R, NB, Finish::kRelu>(a, zero, row, col, acc);
+    case Finish::kBytes:
+      return finish.template operator()<Finish::kBytes>();
     case Finish::kResidual:
-      return finish_tile<R, NB, Finish::kResidual>(a, zero, row, col, acc);
+      return finish.template operator()<Finish::kResidual>();
     case Finish::kFloat:
-      return finish_tile<R, NB, Finish::kFloat>(a, zero, row, col, acc);
+      return finish.template operator()<Finish::kFloat>();
     case Finish::kScaled:
-      return finish_tile<R, NB, Finish::kScaled>(a, zero, row, col, acc);
+      return finish_tile<R, NB, Finish::kScaled, false>(a, row, col, acc);
     case Finish::kGeneral:
       break;
   }
@@ -301,10 +334,10 @@ DQ_INLINE void tile(const GemmS8Args& a, const ZeroPairs& zero, Finish how, int6
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  const ZeroPairs zero(a, block * kBlock, NB);
-  const Finish how = finish_of(a);
-  simd::for_tiles<NB == 1 ? kTallRows : kTileRows>(
-      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, zero, how, row, block); });
+  const Finish how = finish_of(a, block * kBlock, NB);
+  const bool one_zero = one_zero_point(a, block * kBlock, NB);
+  simd::for_tiles<kTileRows>(
+      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, how, one_zero, row, block); });
 }
 
 }  // namespace

@@ -27,11 +27,38 @@ DQ_INLINE __m512i sum_row(const int8_t* row, const Taps& taps, __mmask64 tail) {
   return sum;
 }
 
+// The same of taps of up to 16 bytes.
+DQ_INLINE __m128i sum_short_row(const int8_t* row, const Taps& taps, __mmask16 mask) {
+  __m128i sum = _mm_setzero_si128();
+  for (int t = 0; t < taps.count; ++t) {
+    const __m128i x = _mm_maskz_loadu_epi8(mask, row + taps.offset[t]);
+    sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(1), x);
+  }
+  return sum;
+}
+
+void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
+  const auto mask = static_cast<__mmask16>((1u << taps.length) - 1);
+  int64_t r = 0;
+  for (; r + 4 <= m; r += 4) {
+    const __m128i ab =
+        _mm_hadd_epi32(sum_short_row(rows[r], taps, mask), sum_short_row(rows[r + 1], taps, mask));
+    const __m128i cd = _mm_hadd_epi32(sum_short_row(rows[r + 2], taps, mask),
+                                      sum_short_row(rows[r + 3], taps, mask));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + r), _mm_hadd_epi32(ab, cd));
+  }
+  for (; r < m; ++r) {
+    const __m128i pairs = _mm_hadd_epi32(sum_short_row(rows[r], taps, mask), _mm_setzero_si128());
+    sums[r] = _mm_cvtsi128_si32(_mm_hadd_epi32(pairs, pairs));
+  }
+}
+
 }  // namespace
 
 void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
               int64_t length, int32_t* sums) {
   const Taps t{tap_offset, taps, length};
+  if (length <= 16) return short_row_sums(rows, m, t, sums);
   const __mmask64 tail = (__mmask64{1} << (length % 64)) - 1;
   int64_t r = 0;
   for (; r + 4 <= m; r += 4) {

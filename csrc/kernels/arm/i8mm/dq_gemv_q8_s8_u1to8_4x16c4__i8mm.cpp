@@ -1,0 +1,12 @@
+#include "kernels/arm/gemv_dot.h"
+#include "kernels/arm/i8mm/kernels.h"
+
+namespace defakeq::i8mm {
+
+void gemv_s8(const GemmS8Args& a) { gemv_dot(a); }
+
+void expand_codes(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes) {
+  expand_all(planes, bits, steps, codes);
+}
+
+}  // namespace defakeq::i8mm

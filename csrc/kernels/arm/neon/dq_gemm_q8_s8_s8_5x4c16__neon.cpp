@@ -1,0 +1,253 @@
+// Without a dot product: 16 positions of a row times 16 positions of an output are smull and smlal2
+// into eight int16 lanes. Codes are arranged as code - 2^(bits - 1) by fours of steps to
+// [16 outputs][16 positions]; the rest of a run becomes [16 outputs][rest].
+//
+// |w x| <= 2^(bits - 1) 2^7, so 2^(9 - bits) - 1 products fit an int16 lane. Low-bit weights add up
+// that many before sadalp widens them. 8-bit weights add up two, which overflows only where two
+// codes that meet are both 0 (w = -128): such panels are found first and widen every product.
+#include "kernels/arm/finish.h"
+#include "kernels/arm/neon/kernels.h"
+#include "kernels/simd/tiles.h"
+
+namespace defakeq::neon {
+
+namespace {
+
+constexpr int kOutputs = 4;     // of a tile
+constexpr int64_t kGroup = 16;  // positions
+
+template <int R>
+using Sums = int32x4_t[R][kOutputs];
+
+// The `count` < 16 positions from p on, then zeros. count is a multiple of 4.
+DQ_INLINE int8x16_t load_rest(const int8_t* p, int64_t count) {
+  uint64_t low = 0;
+  uint32_t four = 0;
+  if (count >= 8) {
+    std::memcpy(&low, p, 8);
+    if (count > 8) std::memcpy(&four, p + 8, 4);
+  } else {
+    std::memcpy(&four, p, 4);
+    low = four;
+    four = 0;
+  }
+  return vreinterpretq_s8_u64(vcombine_u64(vcreate_u64(low), vcreate_u64(four)));
+}
+
+DQ_INLINE int16x8_t product(int8x16_t w, int8x16_t x) {
+  return vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x);
+}
+
+// One group of 16 positions, widened at once: both halves together (kPaired) or each.
+template <bool kPaired, int R>
+DQ_INLINE void add_widened(const int8x16_t (&w)[kOutputs], const int8x16_t (&x)[R], Sums<R>& acc) {
+#pragma GCC unroll 4
+  for (int n = 0; n < kOutputs; ++n) {
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) {
+      if constexpr (kPaired) {
+        acc[r][n] = vpadalq_s16(acc[r][n], product(w[n], x[r]));
+      } else {
+        acc[r][n] = vpadalq_s16(acc[r][n], vmull_s8(vget_low_s8(w[n]), vget_low_s8(x[r])));
+        acc[r][n] = vpadalq_s16(acc[r][n], vmull_high_s8(w[n], x[r]));
+      }
+    }
+  }
+}
+
+// Outputs [4 q, 4 q + 4) of a block.
+template <bool kPaired, int R>
+DQ_INLINE void sum_widened(const GemmS8Args& a, int64_t row, const int8_t* w, int q, Sums<R>& acc) {
+  const int64_t length = a.steps * 4;
+  for (int t = 0; t < a.taps; ++t) {
+    const int8_t* x[R];
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    int64_t k = 0;
+    for (; k + kGroup <= length; k += kGroup, w += kBlock * kGroup) {
+      int8x16_t wv[kOutputs], xv[R];
+#pragma GCC unroll 4
+      for (int n = 0; n < kOutputs; ++n) wv[n] = vld1q_s8(w + (q * kOutputs + n) * kGroup);
+#pragma GCC unroll 5
+      for (int r = 0; r < R; ++r) xv[r] = vld1q_s8(x[r] + k);
+      add_widened<kPaired, R>(wv, xv, acc);
+    }
+    if (const int64_t rest = length - k; rest > 0) {
+      int8x16_t wv[kOutputs], xv[R];
+      for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(w + (q * kOutputs + n) * rest, rest);
+      for (int r = 0; r < R; ++r) xv[r] = load_rest(x[r] + k, rest);
+      add_widened<kPaired, R>(wv, xv, acc);
+      w += kBlock * rest;
+    }
+  }
+}
+
+// Low-bit weights: int16 sums of `most` groups stay in registers.
+template <int R>
+DQ_INLINE void sum_chains(const GemmS8Args& a, int64_t most, int64_t row, const int8_t* w, int q,
+                          Sums<R>& acc) {
+  const int64_t length = a.steps * 4;
+  int16x8_t sum[R][kOutputs];
+  const auto clear = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kOutputs; ++n) sum[r][n] = vdupq_n_s16(0);
+    }
+  };
+  const auto widen = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kOutputs; ++n) acc[r][n] = vpadalq_s16(acc[r][n], sum[r][n]);
+    }
+  };
+  const auto add = [&](const int8x16_t(&wv)[kOutputs], int8x16_t xv, int r)
+                       __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                         for (int n = 0; n < kOutputs; ++n) {
+                           sum[r][n] = vmlal_s8(sum[r][n], vget_low_s8(wv[n]), vget_low_s8(xv));
+                           sum[r][n] = vmlal_high_s8(sum[r][n], wv[n], xv);
+                         }
+                       };
+  clear();
+  int64_t left = most;
+  for (int t = 0; t < a.taps; ++t) {
+    const int8_t* x[R];
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    const int64_t groups = length / kGroup;
+    int64_t k = 0;
+    for (int64_t g = 0; g < groups;) {
+      const int64_t run = left < groups - g ? left : groups - g;
+      for (const int64_t end = k + run * kGroup; k < end; k += kGroup, w += kBlock * kGroup) {
+        int8x16_t wv[kOutputs];
+#pragma GCC unroll 4
+        for (int n = 0; n < kOutputs; ++n) wv[n] = vld1q_s8(w + (q * kOutputs + n) * kGroup);
+#pragma GCC unroll 5
+        for (int r = 0; r < R; ++r) add(wv, vld1q_s8(x[r] + k), r);
+      }
+      g += run;
+      left -= run;
+      if (left == 0) {
+        widen();
+        clear();
+        left = most;
+      }
+    }
+    if (const int64_t rest = length - k; rest > 0) {
+      int8x16_t wv[kOutputs];
+      for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(w + (q * kOutputs + n) * rest, rest);
+#pragma GCC unroll 5
+      for (int r = 0; r < R; ++r) add(wv, load_rest(x[r] + k, rest), r);
+      w += kBlock * rest;
+      if (--left == 0) {
+        widen();
+        clear();
+        left = most;
+      }
+    }
+  }
+  widen();
+}
+
+enum class Chain { kOne, kPair, kLong };
+
+template <Chain kChain, int R>
+DQ_INLINE void tile(const GemmS8Args& a, int64_t most, const Finish& f, int64_t row, int block) {
+  const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
+  const int32_t* start = start_of(a, f, block);
+  int32x4_t rows[R][kParts];
+  for (int q = 0; q < kParts; ++q) {
+    Sums<R> acc;
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kOutputs; ++n) acc[r][n] = vdupq_n_s32(0);
+    }
+    if constexpr (kChain == Chain::kLong) {
+      sum_chains<R>(a, most, row, w, q, acc);
+    } else {
+      sum_widened<kChain == Chain::kPair, R>(a, row, w, q, acc);
+    }
+#pragma GCC unroll 5
+    for (int r = 0; r < R; ++r) {
+      const int32x4_t sum =
+          vpaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), vpaddq_s32(acc[r][2], acc[r][3]));
+      rows[r][q] = vaddq_s32(sum, vld1q_s32(start + q * 4));
+    }
+  }
+  finish_tile<R>(a, f, row, block, rows);
+}
+
+// Whether some two codes that one smull and smlal2 add up are both -128.
+bool has_paired_extremes(const GemmS8Args& a, int block) {
+  const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
+  const int64_t length = a.steps * 4;
+  const int8x16_t lowest = vdupq_n_s8(-128);
+  uint8x8_t found = vdup_n_u8(0);
+  const auto look = [&](int8x16_t v) __attribute__((always_inline)) {
+    const uint8x16_t extreme = vceqq_s8(v, lowest);
+    found = vorr_u8(found, vand_u8(vget_low_u8(extreme), vget_high_u8(extreme)));
+  };
+  for (int t = 0; t < a.taps; ++t) {
+    const int64_t whole = length / kGroup * kGroup, rest = length - whole;
+    for (int64_t i = 0; i < whole; ++i, w += kBlock) look(vld1q_s8(w));
+    for (int n = 0; n < kBlock && rest > 8; ++n) look(load_rest(w + n * rest, rest));
+    w += kBlock * rest;
+  }
+  return vget_lane_u64(vreinterpret_u64_u8(found), 0) != 0;
+}
+
+template <Chain kChain, int kRows>
+void run(const GemmS8Args& a, int64_t most, const Finish& f, int block) {
+  simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) { tile<kChain, R>(a, most, f, row, block); });
+}
+
+}  // namespace
+
+void gemm_s8(const GemmS8Args& a) {
+  const Finish f = finish_of(a, 1 << (a.bits - 1));
+  // groups of two products a lane
+  const int64_t most = a.bits == 8 ? 1 : ((int64_t{1} << (9 - a.bits)) - 1) / 2;
+  for (int b = 0; b < a.blocks; ++b) {
+    if (most > 1) {
+      run<Chain::kLong, 5>(a, most, f, b);
+    } else if (a.bits == 8 && has_paired_extremes(a, b)) {
+      run<Chain::kOne, 4>(a, 1, f, b);
+    } else {
+      run<Chain::kPair, 4>(a, 1, f, b);
+    }
+  }
+  if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);
+}
+
+void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length) {
+  const auto offset = static_cast<uint8_t>(1 << (bits - 1));
+  for (int64_t i = 0; i < steps * 64; i += 16) {
+    vst1q_u8(codes + i, vsubq_u8(vld1q_u8(codes + i), vdupq_n_u8(offset)));
+  }
+  for (int64_t k = length; k < steps * 4; ++k) {
+    for (int n = 0; n < kBlock; ++n) codes[(k / 4 * kBlock + n) * 4 + k % 4] = 0;
+  }
+  for (; steps >= 4; steps -= 4, codes += 256) {
+    uint32x4x4_t v[kParts];
+    for (int i = 0; i < kParts; ++i) {
+      for (int s = 0; s < 4; ++s) {
+        v[i].val[s] = vreinterpretq_u32_u8(vld1q_u8(codes + s * 64 + i * 16));
+      }
+    }
+    for (int i = 0; i < kParts; ++i) vst4q_u32(reinterpret_cast<uint32_t*>(codes + i * 64), v[i]);
+  }
+  if (steps > 0) {
+    uint8_t plain[3 * 64];
+    std::memcpy(plain, codes, static_cast<size_t>(steps * 64));
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int64_t n = 0; n < kBlock; ++n) {
+        std::memcpy(codes + (n * steps + s) * 4, plain + (s * kBlock + n) * 4, 4);
+      }
+    }
+  }
+}
+
+}  // namespace defakeq::neon

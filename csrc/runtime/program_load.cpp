@@ -1,0 +1,316 @@
+// From a file to steps, packed weights and a planned arena.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "defakeq/cpu_info.h"
+#include "defakeq/layer.h"
+#include "runtime/memory_plan.h"
+#include "runtime/program_state.h"
+
+namespace defakeq {
+
+namespace {
+
+constexpr int64_t kAlign = 64;
+// Larger single buffers are refused before sizes are summed up.
+constexpr int64_t kMaxBuffer = int64_t{1} << 40;
+// Operators may read whole vectors past the end of the last value.
+constexpr int64_t kSlack = 256;
+
+int64_t padded(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+}  // namespace
+
+Memory::Memory(const char* what, int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
+  if (bytes == 0) return;
+  void* data = bytes > kMaxBuffer ? MAP_FAILED
+                                  : mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    throw std::runtime_error(std::string(what) + ": found " + std::to_string(bytes) +
+                             " bytes; accepted is what the memory holds");
+  }
+  data_ = static_cast<char*>(data);
+}
+
+Memory::~Memory() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+void Program::State::pack() {
+  const auto start = std::chrono::steady_clock::now();
+  struct Part {
+    int64_t at = 0, bytes = 0;
+  };
+  std::vector<const DfqLayer*> layers;
+  std::map<const DfqLayer*, Part> blobs;
+  std::map<const TensorView*, Part> constants;
+  const auto want = [&](const TensorView* view) {
+    if (view != nullptr) constants[view].bytes = static_cast<int64_t>(view->nbytes);
+  };
+  for (const Node& node : graph.nodes) {
+    for (const DfqLayer* layer : {node.layer, node.layer2}) {
+      if (layer != nullptr && blobs.emplace(layer, Part{}).second) layers.push_back(layer);
+    }
+    for (const TensorView* view :
+         {node.table, node.table2, node.gamma, node.beta, node.rows, node.index}) {
+      want(view);
+    }
+  }
+  for (const Value& value : graph.values) want(value.tensor);
+
+  const auto named = [](const DfqLayer& layer, const auto& body) {
+    try {
+      body();
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error("layer " + layer.name + ": " + error.what());
+    }
+  };
+  int64_t bytes = 0;
+  const auto place = [&](Part* part) {
+    if (part->bytes > kMaxBuffer || bytes > kMaxBuffer) {
+      throw std::runtime_error("packed weights: found more than " + std::to_string(kMaxBuffer) +
+                               " bytes; accepted is what the memory holds");
+    }
+    part->at = bytes;
+    bytes += padded(part->bytes);
+  };
+  for (const DfqLayer* layer : layers) {
+    Part& part = blobs[layer];
+    named(*layer, [&] { part.bytes = static_cast<int64_t>(packed_layer_bytes(layer->spec)); });
+    place(&part);
+  }
+  for (auto& [view, part] : constants) place(&part);
+  weights = Memory("packed weights", bytes + kSlack);
+  info.packed_bytes = static_cast<size_t>(bytes);
+
+  // The largest layers first, one at a time to each thread.
+  std::sort(layers.begin(), layers.end(),
+            [&](const DfqLayer* a, const DfqLayer* b) { return blobs[a].bytes > blobs[b].bytes; });
+  struct Shared {
+    const std::vector<const DfqLayer*>& layers;
+    const std::map<const DfqLayer*, Part>& blobs;
+    char* base;
+    std::atomic<size_t> next{0};
+  } shared{layers, blobs, weights.data(), {}};
+  ThreadPool pool(threads);
+  pool.run(
+      threads,
+      [](void* context, int64_t, int64_t) {
+        auto& s = *static_cast<Shared*>(context);
+        for (size_t i; (i = s.next.fetch_add(1)) < s.layers.size();) {
+          const Part& part = s.blobs.at(s.layers[i]);
+          try {
+            pack_layer(s.layers[i]->spec, s.base + part.at, static_cast<size_t>(part.bytes));
+          } catch (const std::invalid_argument& error) {
+            throw std::runtime_error("layer " + s.layers[i]->name + ": " + error.what());
+          }
+        }
+      },
+      &shared);
+  for (const auto& [view, part] : constants) {
+    if (part.bytes > 0) {
+      std::memcpy(weights.data() + part.at, view->data, static_cast<size_t>(part.bytes));
+    }
+  }
+
+  const auto constant = [&](const TensorView* view) -> char* {
+    return view == nullptr ? nullptr : weights.data() + constants[view].at;
+  };
+  for (const Node& node : graph.nodes) {
+    Step step;
+    step.node = &node;
+    if (node.layer != nullptr) {
+      const Part& part = blobs[node.layer];
+      step.blob = {weights.data() + part.at, static_cast<size_t>(part.bytes)};
+    }
+    if (node.layer2 != nullptr) {
+      const Part& part = blobs[node.layer2];
+      step.blob2 = {weights.data() + part.at, static_cast<size_t>(part.bytes)};
+    }
+    step.table = reinterpret_cast<const int8_t*>(constant(node.table));
+    step.table2 = reinterpret_cast<const int8_t*>(constant(node.table2));
+    step.gamma = reinterpret_cast<const float*>(constant(node.gamma));
+    step.beta = reinterpret_cast<const float*>(constant(node.beta));
+    const TensorView* index = node.rows != nullptr ? node.rows : node.index;
+    step.index = reinterpret_cast<const int32_t*>(constant(index));
+    if (index != nullptr) step.index_count = index->shape[0];
+    if (node.op == Op::kCopy) {
+      step.inputs.resize(node.in.size());
+      for (const int v : node.in) {
+        step.input_chunks.push_back(graph.values[static_cast<size_t>(v)].count / node.chunk);
+      }
+    }
+    steps.push_back(std::move(step));
+  }
+  at.assign(graph.values.size(), nullptr);
+  for (size_t v = 0; v < graph.values.size(); ++v) {
+    if (graph.values[v].tensor != nullptr) at[v] = constant(graph.values[v].tensor);
+  }
+  info.pack_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Which values lie in the caller's memory: float32 ones whose layout is the caller's.
+void Program::State::find_ports() {
+  std::vector<int> port(graph.values.size(), -1);
+  std::vector<bool> is_input(graph.values.size());
+  const auto describe_port = [&](const Port& p) {
+    const Value& value = graph.values[static_cast<size_t>(p.value)];
+    std::vector<int64_t> shape = value.shape;
+    if (p.nchw) shape = {shape[2], shape[0], shape[1]};
+    return ProgramPort{p.name, std::move(shape)};
+  };
+  for (size_t i = 0; i < graph.inputs.size(); ++i) {
+    const Port& p = graph.inputs[i];
+    const Value& value = graph.values[static_cast<size_t>(p.value)];
+    inputs.push_back(describe_port(p));
+    input_counts.push_back(value.count);
+    const bool direct = !p.nchw && value.dtype == DType::kFloat32;
+    input_direct.push_back(direct);
+    if (direct) {
+      port[static_cast<size_t>(p.value)] = static_cast<int>(i);
+      is_input[static_cast<size_t>(p.value)] = true;
+    }
+  }
+  for (size_t i = 0; i < graph.outputs.size(); ++i) {
+    const Port& p = graph.outputs[i];
+    const Value& value = graph.values[static_cast<size_t>(p.value)];
+    outputs.push_back(describe_port(p));
+    output_counts.push_back(value.count);
+    const bool direct = !p.nchw && value.dtype == DType::kFloat32 && value.tensor == nullptr &&
+                        value.base < 0 && !value.is_input && port[static_cast<size_t>(p.value)] < 0;
+    output_direct.push_back(direct);
+    if (direct) port[static_cast<size_t>(p.value)] = static_cast<int>(i);
+  }
+  in_arena.assign(graph.values.size(), false);
+  for (size_t v = 0; v < graph.values.size(); ++v) {
+    const Value& value = graph.values[v];
+    const auto root = static_cast<size_t>(graph.root(static_cast<int>(v)));
+    if (port[root] >= 0) {
+      in_place.push_back(
+          {static_cast<int>(v), port[root], is_input[root], value.offset * value.element_bytes()});
+    } else if (root == v && value.tensor == nullptr) {
+      in_arena[v] = true;
+    }
+  }
+}
+
+void Program::State::describe() {
+  nodes.clear();
+  info.macs = 0;
+  for (const Step& step : steps) {
+    const Node& node = *step.node;
+    NodeInfo n{};
+    n.name = node.name;
+    n.op = op_name(node.op);
+    n.kernel = n.op + "__" + isa;
+    if (step.blob.data != nullptr) {
+      n.weight_bytes = static_cast<int64_t>(step.blob.bytes + step.blob2.bytes);
+      if (node.op != Op::kSqueezeExcite) {
+        n.kernel = layer_info(step.blob.data, step.blob.bytes).strategy + "__" + isa;
+      }
+    }
+    n.shape = graph.values[static_cast<size_t>(node.out)].shape;
+    n.macs = macs_of(graph, step, &n.macs_skipped);
+    info.macs += n.macs;
+    nodes.push_back(std::move(n));
+  }
+}
+
+// Scratch depends on the kernels and on the number of threads, and so does the arena.
+void Program::State::plan(int thread_count) {
+  const char* const planned_isa = selected_isa();
+  std::vector<Step> planned = steps;
+  std::vector<Buffer> buffers(graph.values.size() + steps.size());
+  const auto check = [](const std::string& what, int64_t bytes) {
+    if (bytes < 0 || bytes > kMaxBuffer) {
+      throw std::runtime_error(what + ": found a buffer of " + std::to_string(bytes) +
+                               " bytes; accepted are " + std::to_string(kMaxBuffer));
+    }
+    return bytes;
+  };
+  const auto last = static_cast<int64_t>(steps.size()) + 1;
+  std::vector<bool> used(graph.values.size());
+  const auto touch = [&](int v, int64_t step) {
+    const auto root = static_cast<size_t>(graph.root(v));
+    Buffer& b = buffers[root];
+    if (!used[root]) b.first = step;
+    used[root] = true;
+    b.last = step;
+  };
+  for (const Port& p : graph.inputs) touch(p.value, 0);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const auto now = static_cast<int64_t>(i) + 1;
+    for (const int v : steps[i].node->in) {
+      if (v >= 0) touch(v, now);
+    }
+    touch(steps[i].node->out, now);
+    plan_scratch(graph, thread_count, &planned[i]);
+    Buffer& b = buffers[graph.values.size() + i];
+    b.bytes = check("node " + steps[i].node->name, static_cast<int64_t>(planned[i].scratch_bytes));
+    b.first = b.last = now;
+  }
+  for (const Port& p : graph.outputs) touch(p.value, last);
+  for (size_t v = 0; v < graph.values.size(); ++v) {
+    if (in_arena[v] && used[v]) {
+      buffers[v].bytes = check("values[" + std::to_string(v) + "]", graph.values[v].bytes());
+    }
+  }
+  std::vector<Buffer> placed;
+  std::vector<size_t> places;
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    if (buffers[i].bytes > 0) {
+      placed.push_back(buffers[i]);
+      places.push_back(i);
+    }
+  }
+  const MemoryPlan result = plan_memory(&placed);
+  for (size_t i = 0; i < placed.size(); ++i) buffers[places[i]].offset = placed[i].offset;
+  Memory memory("arena", result.arena_bytes + kSlack);
+
+  for (size_t v = 0; v < graph.values.size(); ++v) {
+    const auto root = static_cast<size_t>(graph.root(static_cast<int>(v)));
+    if (in_arena[root]) {
+      at[v] = memory.data() + buffers[root].offset +
+              graph.values[v].offset * graph.values[v].element_bytes();
+    }
+  }
+  for (size_t i = 0; i < planned.size(); ++i) {
+    planned[i].scratch = memory.data() + buffers[graph.values.size() + i].offset;
+  }
+  steps = std::move(planned);
+  arena = std::move(memory);
+  threads = thread_count;
+  isa = planned_isa;
+  info.arena_bytes = static_cast<size_t>(result.arena_bytes);
+  info.live_bytes = static_cast<size_t>(result.live_bytes);
+}
+
+void Program::State::load(const DfqFile& file, int thread_count) {
+  if (thread_count < 1 || thread_count > 1024) {
+    throw std::invalid_argument("threads: found " + std::to_string(thread_count) +
+                                ", accepted: 1 to 1024");
+  }
+  threads = thread_count;
+  graph = read_graph(file);
+  pack();
+  find_ports();
+  plan(thread_count);
+  describe();
+  gate = new Gate(thread_count);
+  // They point into the file, which need not outlive this.
+  for (Node& node : graph.nodes) {
+    node.layer = node.layer2 = nullptr;
+    node.table = node.table2 = node.gamma = node.beta = node.rows = node.index = nullptr;
+  }
+}
+
+}  // namespace defakeq

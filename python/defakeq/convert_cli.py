@@ -1,0 +1,57 @@
+"""``defakeq detectors`` and ``defakeq convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Heavy imports (torch, OpenCV) stay inside the commands.
+
+
+def detectors() -> None:
+    """List the detectors whose published weights can be loaded."""
+    import torch
+
+    from defakeq.detectors import build, names
+
+    for name in names():
+        with torch.device("meta"):
+            model = build(name)
+        count = sum(p.numel() for p in model.parameters())
+        size = model.input_size[1]
+        typer.echo(f"{name:16} {size} x {size}  {count / 1e6:6.2f} M parameters")
+
+
+def convert(
+    data: Annotated[Path, typer.Option(help="Folder of calibration pictures, or of a data set.")],
+    out: Annotated[Path, typer.Option(help="The file to write (.dfq).")],
+    detector: Annotated[str | None, typer.Option(help="A detector's name, or 'embedded'.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="package.module:function that returns the float module.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The float checkpoint.")] = None,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Of all weights.")] = 8,
+    backend: Annotated[str, typer.Option(help="program, or modules with torch.")] = "program",
+    images: Annotated[int, typer.Option(min=2, help="Calibration pictures at most.")] = 64,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set in --data.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of the pictures that are drawn.")] = 0,
+) -> None:
+    """Convert a detector as it is, all layers to one width; 'compress' finds better widths."""
+    from defakeq import conversion
+    from defakeq.compress.images import from_folder
+    from defakeq.compress.source import float_detector
+    from defakeq.plan import QuantPlan
+
+    if not out.parent.is_dir():
+        raise ValueError(f"out: found {out}, whose folder does not exist")
+    scorer = float_detector(detector, model, weights)
+    found = from_folder(data, scorer, images, dataset, split, seed)
+    plan = QuantPlan.uniform(scorer.module, bits)
+    converted = conversion.convert(
+        scorer.module, found.images[:1], plan, found.images.split(8), backend=backend
+    )
+    conversion.save(converted, out, model if backend == "modules" else None)
+    typer.echo(f"{out}: {out.stat().st_size} bytes, {scorer.size} before")

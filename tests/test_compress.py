@@ -1,0 +1,380 @@
+"""Compression as a whole: budgets, determinism, killed runs, errors, the file and its twin."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from compress_models import Attention, Residual, images
+from torch import nn
+from typer.testing import CliRunner
+
+import defakeq
+from defakeq.compress import presets, workdir
+from defakeq.compress.inspection import inspected
+from defakeq.compress.pipeline import Compressed
+from defakeq.compress.reconstruct import Settings
+from defakeq.compress.report import to_html
+from defakeq.compress.sizes import checkpoint_bytes
+from defakeq.compress.veft import Alignment
+from defakeq_kernels import dfq, runtime
+from defakeq_kernels.packed import PackedWeight
+
+QUICK = dataclasses.replace(
+    presets.preset("default"),
+    reconstruction=Settings(steps=3),
+    alignment=Alignment(steps=2),
+    restored=0.05,
+)
+PAPER = dataclasses.replace(
+    presets.preset("paper"),
+    reconstruction=dataclasses.replace(presets.preset("paper").reconstruction, steps=3),
+    alignment=Alignment(steps=2, codes=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return images()
+
+
+def _run(model, data, **options) -> Compressed:
+    settings = {"size": 0.15, "preset": QUICK, "progress": False, **options}
+    return defakeq.compress(model, data, **settings)
+
+
+@pytest.fixture(scope="module")
+def made(data):
+    return _run(Residual(48), data)
+
+
+def _bytes(program):
+    return dfq.dumps(*program.file())
+
+
+@pytest.mark.parametrize("size", [0.12, 0.6])
+def test_file_is_never_larger_than_asked(data, size, tmp_path):
+    model = Residual(48)
+    found = _run(model, data, size=size)
+    path = tmp_path / "m.dfq"
+    assert found.save(path) == path.stat().st_size == found.report["size"]
+    assert path.stat().st_size <= size * checkpoint_bytes(model)
+    integer = tmp_path / "i.dfq"
+    found.save(integer, integer_only=True)
+    assert integer.stat().st_size <= path.stat().st_size
+    assert all(layer["restored"] == 0 for layer in inspected(integer)["layers"])
+
+
+def test_paper_preset_keeps_its_widths_and_budget(data):
+    model = Attention(48)
+    found = _run(model, data, preset=PAPER, size=0.4)
+    assert {layer["bits"] for layer in found.report["layers"]} <= {3, 4, 8}
+    assert found.report["pruning"] == "none: not asked for"
+    assert found.report["size"] <= 0.4 * checkpoint_bytes(model)
+    assert sum(layer["restored"] for layer in found.report["layers"]) > 0
+
+
+def test_same_seed_gives_same_bytes(made, data):
+    again = _run(Residual(48), data)
+    assert _bytes(again.model) == _bytes(made.model)
+    assert _bytes(again.integer) == _bytes(made.integer)
+
+
+def test_convert_of_the_result_gives_the_same_file_and_twin(made, data, tmp_path):
+    from defakeq.lower.twin import Twin
+
+    calibration = data[0]
+    plan = defakeq.QuantPlan.from_json(made.plan.to_json())
+    program = defakeq.convert(
+        made.float_model, calibration[:1], plan, [calibration], backend="program"
+    )
+    tensors, network = program.file()
+    own_tensors, own_network = made.model.file()
+    assert network["program"] == own_network["program"]
+    for name, array in tensors.items():
+        assert np.array_equal(array, own_tensors[name]), name
+    # the twin holds the same weights, and the program gives its scores
+    for name, layer in network["layers"].items():
+        packed = PackedWeight.from_tensors(name, tensors, layer)
+        module = made.float_model.get_submodule(name)
+        kept = packed.dequantize()
+        if packed.shape == tuple(module.weight.shape):
+            stored = np.zeros(packed.shape[0], bool)
+            stored[packed.out_index] = True
+            inputs = np.arange(packed.shape[1]) if packed.in_index is None else packed.in_index
+            wanted = module.weight.numpy()[stored][:, inputs]
+            assert np.array_equal(kept[stored][:, inputs], wanted), name
+    path = tmp_path / "m.dfq"
+    made.save(path)
+    scores = runtime.load(path)(calibration[:4].numpy())
+    twin = Twin.read(path)(calibration[:4])[0]
+    assert np.allclose(np.ravel(scores), twin.numpy().ravel(), atol=2e-3)
+
+
+def test_report_says_what_was_done(made):
+    report = made.report
+    json.dumps(report)
+    names = [layer["name"] for layer in report["layers"]]
+    assert names == ["stem", "a", "b", "dw", "pw", "head"]
+    assert report["part"] == report["size"] / report["checkpoint"] <= 0.15
+    assert set(report["hurt_most"]) <= set(names)
+    assert sum(layer["hurt"] for layer in report["layers"]) == pytest.approx(1.0)
+    calibration = report["calibration"]
+    assert 0 <= calibration["auc_float"] <= 1
+    assert 0 <= calibration["auc_model"] <= 1
+    assert {"statistics", "allocation", "reconstruction", "alignment"} <= set(report["seconds"])
+    page = to_html(report)
+    assert all(f"<td>{name}</td>" in page for name in names)
+    assert "src=" not in page
+    assert "href=" not in page
+
+
+# killed runs
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stage", [1, 4])
+def test_killed_run_continues(made, data, tmp_path, monkeypatch, stage):
+    saved: list[str] = []
+    original = workdir.WorkDir.save
+
+    def save(self, name, value):
+        if len(saved) == stage:
+            raise _Killed
+        original(self, name, value)
+        saved.append(name)
+
+    monkeypatch.setattr(workdir.WorkDir, "save", save)
+    with pytest.raises(_Killed):
+        _run(Residual(48), data, work=tmp_path)
+    assert len(list(tmp_path.glob("*.stage"))) == stage
+    first = list(saved)
+    saved.clear()
+    stage = -1
+    found = _run(Residual(48), data, work=tmp_path)
+    assert not set(first) & set(saved)  # nothing was made twice
+    assert _bytes(found.model) == _bytes(made.model)
+
+
+def test_other_arguments_start_anew(tmp_path):
+    model, x = Residual(8), torch.rand(2, 3)
+    key = workdir.fingerprint(model, [x, None], [1])
+    first = workdir.WorkDir(tmp_path, key)
+    first.save("statistics", {"a": x})
+    assert torch.equal(workdir.WorkDir(tmp_path, key).load("statistics")["a"], x)
+    others = [
+        workdir.fingerprint(Residual(8, seed=1), [x, None], [1]),
+        workdir.fingerprint(model, [x + 1, None], [1]),
+        workdir.fingerprint(model, [x, x], [1]),
+        workdir.fingerprint(model, [x, None], [2]),
+    ]
+    assert len({key, *others}) == 5
+    assert workdir.WorkDir(tmp_path, others[0]).load("statistics") is None
+
+
+def test_full_disk_is_named_and_keeps_what_is_finished(data, tmp_path, monkeypatch):
+    real = torch.save
+    count = 0
+
+    def save(value, file):
+        nonlocal count
+        count += 1
+        if count == 3:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(value, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        _run(Residual(48), data, work=tmp_path)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["allocation.stage", "key.json", "statistics.stage"]
+
+
+# wrong arguments
+
+
+@pytest.mark.parametrize("size", [0, -0.1, 1.5, float("nan"), "0.1", True])
+def test_wrong_sizes(data, size):
+    with pytest.raises(ValueError, match="size: found"):
+        _run(Residual(8), data, size=size)
+
+
+def test_budget_that_cannot_be_kept_names_the_least(data):
+    model = Residual(48)
+    with pytest.raises(ValueError, match="accepted is at least 0") as caught:
+        _run(model, data, size=0.02)
+    least = float(str(caught.value).split("at least ")[1].split(",")[0])
+    assert _run(model, data, size=least * 1.05).report["size"] <= least * 1.05 * checkpoint_bytes(
+        model
+    )
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, "calibration: found NoneType"),
+        ([], "found no batch"),
+        (torch.zeros(1, 3, 16, 16), "at least two images"),
+        (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "float32 images"),
+        (torch.full((4, 3, 16, 16), torch.nan), "not finite in 4 images"),
+        ((torch.rand(4, 3, 16, 16), torch.ones(4).long()), r"found labels \[1\]"),
+        ((torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])), r"found labels \[0, 1, 2\]"),
+        ((torch.rand(4, 3, 16, 16), torch.tensor([0, 1])), "one label an image"),
+    ],
+)
+def test_wrong_calibration(calibration, message):
+    with pytest.raises(ValueError, match=message):
+        _run(Residual(8), calibration)
+
+
+def test_other_wrong_arguments(data):
+    with pytest.raises(ValueError, match="preset: found 'fast'"):
+        _run(Residual(8), data, preset="fast")
+    with pytest.raises(ValueError, match="limit without a table"):
+        _run(Residual(8), data, latency=100.0)
+    with pytest.raises(ValueError, match="latency_table: found no table"):
+        _run(Residual(8), data, latency=100.0, latency_table={})
+    with pytest.raises(ValueError, match="model: found function"):
+        _run(lambda x: x, data)
+
+
+class _Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        if x.mean() > 0:
+            x = -x
+        return self.head(x.mean((2, 3)))
+
+
+class _Empty(nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2, 3))
+
+
+def test_models_that_cannot_be_compressed(data):
+    with pytest.raises(ValueError, match=r"model: torch.export cannot capture it"):
+        _run(_Branching(), data)
+    with pytest.raises(ValueError, match="no Conv2d or Linear"):
+        _run(_Empty(), data)
+
+
+def test_activations_that_are_not_finite(data):
+    model = Residual(16)
+    model.a.weight.fill_(1e38)
+    with pytest.raises(ValueError, match="layer 'b': found values that are not finite"):
+        _run(model, data)
+
+
+def test_latency_budget_narrows_layers(data, monkeypatch):
+    from defakeq.compress import latency
+
+    model = Residual(48)
+    monkeypatch.setattr(latency, "WIDTHS", (4,))
+    table = latency.measure(model, data[0][:2], repeat=2)
+    assert set(table["layers"]) == {"stem", "a", "b", "dw", "pw", "head"}
+    assert all(us > 0 for own in table["layers"].values() for us in own.values())
+    flat = {name: {str(b): 10.0 * b for b in range(2, 9)} for name in table["layers"]}
+    table = {"version": 1, "layers": flat, "other": 5.0}
+    found = _run(
+        model, data, size=0.6, latency=5.0 + 240.0, latency_table=table, prune=False, veft=False
+    )
+    assert sum(10 * layer["bits"] for layer in found.report["layers"]) <= 240
+    with pytest.raises(ValueError, match="more than 5"):
+        _run(model, data, latency=5.0, latency_table=table)
+
+
+def test_narrower_inputs_when_asked(data):
+    preset = dataclasses.replace(QUICK, act_average=5.5)
+    found = _run(Residual(48), data, preset=preset)
+    bits = [layer["act_bits"] for layer in found.report["layers"]]
+    assert min(bits) >= 4
+    assert min(bits) < 8
+
+
+# the command line
+
+
+def make_detector() -> nn.Module:
+    """What --model calls."""
+
+    class Detector(Residual):
+        def preprocess(self, image):
+            small = cv2.resize(image, (16, 16))
+            return torch.from_numpy(small).permute(2, 0, 1).float() / 127.5 - 1
+
+        def score(self, x):
+            return torch.sigmoid(self(x))
+
+    return Detector(48)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("real", "fake"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i in range(8):
+            picture = rng.integers(0, 255, (20, 20, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / "data" / kind / f"{i}.png"), picture)
+    return tmp_path / "data"
+
+
+def _invoke(*arguments):
+    from defakeq.cli import app
+
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_command_line(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "preset", lambda name: QUICK)
+    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    out, page, document = tmp_path / "m.dfq", tmp_path / "r.html", tmp_path / "r.json"
+    result = _invoke(
+        "compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out,
+        "--size", "0.2", "--report", page, "--json", document,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(document.read_text())
+    assert report["size"] == out.stat().st_size
+    assert "auc_model" in report["calibration"]
+    assert "<h2>Layers</h2>" in page.read_text()
+    assert not (tmp_path / "m.dfq.work").exists()
+    shown = _invoke("inspect", out)
+    assert shown.exit_code == 0, shown.output
+    assert f"{out.stat().st_size} bytes" in shown.output.replace("\n", " ")
+    found = json.loads(_invoke("inspect", out, "--json").stdout)
+    assert (
+        found["bytes"] == found["layer_bytes"] + found["other_tensor_bytes"] + found["header_bytes"]
+    )
+    assert [layer["name"] for layer in found["layers"]] == [e["name"] for e in report["layers"]]
+    assert found["compression"]["asked"] == 0.2
+
+
+def test_command_line_errors(pictures, tmp_path):
+    out = tmp_path / "m.dfq"
+    for arguments, message in (
+        (("--data", pictures, "--out", out), "found none or both"),
+        (("--data", tmp_path / "no", "--out", out, "--detector", "embedded"), "which is no folder"),
+        (
+            ("--data", pictures, "--out", tmp_path / "no" / "m.dfq", "--detector", "embedded"),
+            "whose folder does not exist",
+        ),
+    ):
+        result = _invoke("compress", *arguments)
+        assert result.exit_code == 2
+        assert message in result.output.replace("\n", " ")
+    assert not out.exists()
+    (tmp_path / "no.dfq").write_bytes(b"no")
+    assert _invoke("inspect", tmp_path / "no.dfq").exit_code == 2

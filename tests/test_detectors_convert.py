@@ -1,0 +1,257 @@
+"""Converted detectors: what they keep, how close they stay, and what torch still runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from defakeq import detectors, networks  # noqa: E402
+from defakeq.conversion import convert, load, save  # noqa: E402
+from defakeq.data import open_dataset  # noqa: E402
+from defakeq.data.generate import Options, generate  # noqa: E402
+from defakeq.detectors.wavelet_clip import WaveletClip  # noqa: E402
+from defakeq.interface import Interface  # noqa: E402
+from defakeq.lower import ProgramModule  # noqa: E402
+from defakeq.plan import QuantPlan  # noqa: E402
+
+# What torch runs of a program; everything else is lowered.
+PHASES = {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real", "select", "mean"}
+NORM = "_native_batch_norm_legit_no_training"  # one that no convolution precedes
+FALLBACKS = {
+    "spsl": PHASES,
+    "meso4": {NORM},
+    "mesoinception4": {NORM},
+    "srm": {NORM, "mean", "amax", "bmm", "softmax"},
+}
+QUICK = ("meso4", "npr", "deit_tiny")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Faces of the generator: real ones and all families of forgeries, at several strengths."""
+    root = tmp_path_factory.mktemp("generated")
+    generate(root, Options("folder", count=6, frames=1, size=160, splits=("test",)))
+    found = open_dataset(root, "folder", "test")
+    return [
+        image for batch in found.batches(64, None, 0, prepare=np.array) for image in batch.images
+    ]
+
+
+def _spread(name):
+    """A detector with weights that are spread as trained ones are."""
+    model = WaveletClip(256, 4, 4).eval() if name == "wavelet_clip_small" else detectors.build(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks.randomize(model, model.input_size[1])
+    return model
+
+
+def _inputs(model, pictures, count):
+    chosen = pictures[:: max(1, len(pictures) // count)][:count]
+    return torch.stack([model.preprocess(image) for image in chosen])
+
+
+def _kinds(program):
+    return {found["target"].split(".")[1] for found in program.explain()["fallbacks"]}
+
+
+def _check(name, backend, pictures, count):
+    model = _spread(name)
+    x = _inputs(model, pictures, count)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    with torch.no_grad():
+        exact = torch.cat([model.score(one) for one in x.split(1)])
+        found = converted.score(x)
+        assert torch.equal(model.interface.probability(converted(x)), found)
+    assert found.shape == (len(x),)
+    # One in a hundred of a score; random weights make the scores differ little, so they are also
+    # compared by how they spread.
+    assert (found - exact).abs().max() <= 0.01, (found - exact).abs().max()
+    assert converted.input_size == model.input_size
+    image = pictures[0]
+    assert torch.equal(converted.preprocess(image), model.preprocess(image))
+    if backend == "program":
+        assert _kinds(converted) <= FALLBACKS.get(name, set())
+    return model, converted, x
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize("name", [*QUICK, "wavelet_clip_small"])
+def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
+    model, converted, x = _check(name, backend, pictures, 6)
+    same = [copy.deepcopy(converted)]
+    if backend == "modules" or not converted.fallbacks:
+        path = tmp_path / "detector.dfq"
+        save(converted, path)
+        unnamed = backend == "modules" and name not in detectors.names()
+        same.append(load(path, model if unnamed else None))
+    for other in same:
+        assert torch.equal(other.score(x[:2]), converted.score(x[:2]))
+        assert torch.equal(other.preprocess(pictures[1]), model.preprocess(pictures[1]))
+        assert other.input_size == model.input_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
+def test_the_other_detectors_score_alike(name, backend, pictures):
+    _check(name, backend, pictures, 8)
+
+
+def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
+    model = _spread("npr")
+    x = _inputs(model, pictures, 2)
+    save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program"), tmp_path / "a")
+    from defakeq_kernels import dfq
+
+    tensors, network = dfq.read(tmp_path / "a")
+    assert Interface.of(network["interface"]) == model.interface
+    network["interface"]["std"] = [0, 1, 1]
+    dfq.write(tmp_path / "b", tensors, network)
+    with pytest.raises(ValueError, match="std: found"):
+        load(tmp_path / "b")
+
+
+class _Own(nn.Module):
+    """A user's detector of pictures of 16 x 16, with one logit."""
+
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+    def preprocess(self, image):
+        picture = torch.from_numpy(image[:16, :16].copy()).permute(2, 0, 1).float()
+        return picture / 255 * self.input_size[0]
+
+    def score(self, batch):
+        return torch.sigmoid(self(batch) / self.temperature)[:, 0]
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+def test_any_module_keeps_what_it_has(backend, pictures):
+    torch.manual_seed(1)
+    model = _Own().eval()
+    x = torch.stack([model.preprocess(image) for image in pictures[:8]])
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    for one in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert one.input_size == (3, 16, 16)
+        assert torch.equal(one.preprocess(pictures[0]), x[0])
+        with torch.no_grad():
+            expected = torch.sigmoid(one(x) / 2)[:, 0]
+            assert torch.equal(one.score(x), expected)
+            assert not torch.equal(one.score(x), model.score(x))
+            assert (one.score(x) - model.score(x)).abs().max() < 0.01
+
+
+def test_a_plain_module_gets_nothing(pictures):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 1)).eval()
+    x = torch.rand(4, 3, 8, 8)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program")
+    assert isinstance(converted, ProgramModule)
+    for name in ("preprocess", "score", "input_size"):
+        assert not hasattr(converted, name)
+    assert "interface" not in converted.file()[1]
+
+
+def test_files_name_only_detectors(pictures, tmp_path):
+    from defakeq_kernels import dfq
+
+    model = _spread("meso4")
+    x = _inputs(model, pictures, 2)
+    path = tmp_path / "meso4.dfq"
+    save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x]), path)
+    tensors, network = dfq.read(path)
+    assert network["model"]["builder"] == {
+        "function": "defakeq.detectors:build",
+        "kwargs": {"name": "meso4"},
+    }
+    network["model"]["builder"]["kwargs"]["pretrained"] = "/some/file"
+    dfq.write(path, tensors, network)
+    with pytest.raises(ValueError, match=r"builder: found 'defakeq\.detectors:build'"):
+        load(path)
+
+
+def _run(*words):
+    from defakeq.cli import app
+
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_checkpoint_and_a_folder_come_to_a_file_and_a_score(tmp_path):
+    data = tmp_path / "data"
+    generate(data, Options("folder", count=3, frames=1, size=96, splits=("train", "test")))
+    state = _spread("npr").state_dict()
+    weights = tmp_path / "npr.pth"
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, weights)
+    out = tmp_path / "npr.dfq"
+    options = ("--detector", "npr", "--weights", weights, "--data", data, "--images", 6)
+    result = _run("convert", *options, "--dataset", "folder", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"{out}: {out.stat().st_size} bytes" in result.stdout
+
+    report = tmp_path / "metrics.json"
+    result = _run(
+        "evaluate", out, "--data", data, "--float-model", weights, "--builder", "npr",
+        "--json", report, "--repeats", 10, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(report.read_text())
+    assert "npr.dfq" in json.dumps(document)
+    assert "npr.pth" in json.dumps(document)
+    alone = _run(
+        "evaluate", weights, "--builder", "npr", "--data", data, "--quiet", "--repeats", 10
+    )
+    assert alone.exit_code == 0, alone.output
+
+
+def test_convert_and_its_weights_name_what_is_wrong(tmp_path):
+    data = tmp_path / "data"
+    generate(data, Options("folder", count=2, frames=1, size=64, splits=("train",)))
+    weights, out = tmp_path / "weights.pth", tmp_path / "a.dfq"
+    torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    places = ("--data", data, "--out", out)
+    for words, message in (
+        (("--detector", "nrp"), "name: found 'nrp' (nearest: 'npr')"),
+        (("--detector", "npr", "--weights", weights), "conv1.weight is [1], accepted is [64, 3"),
+        (("--detector", "npr", "--weights", "none.pth"), "none.pth: found no file"),
+        (("--detector", "npr", "--model", "a:b"), "detector, model: found none or both"),
+        (("--model", "no_such_module:build"), "no_such_module:build"),
+        (("--detector", "meso4", "--backend", "fast"), "backend: found 'fast'"),
+    ):
+        result = _run("convert", *words, *places)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr.replace("\n", ""), result.stderr
+        assert not out.exists()
+
+
+def test_the_detectors_are_listed():
+    result = _run("detectors")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(detectors.names())
+    assert re.fullmatch(r"lsda +256 x 256 +18\.73 M parameters", lines[7])
