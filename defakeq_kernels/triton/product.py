@@ -155,7 +155,7 @@ def _segment(
                 UNIT,
             )
             if x.dtype.element_ty == tl.int8:
-                b = b.to(tl.float16) - act_zero.to(tl.float16)
+                b = b.to(tl.float16) - act_zero
             acc = tl.dot(a.to(DTYPE), b, acc, input_precision=PRECISION)
         else:
             for s in tl.static_range(A_STEP):
