@@ -86,8 +86,10 @@ def choose(kind: str, x: str, m: int, device: Device) -> tuple[Config, float]:
     found = []
     for one in config.candidates(made, KINDS[x], m, device):
         # the wide ends of the range: what lies between is left to tuning
-        if one.stages != (4 if m == 16 else 3) or one.bm < min(m, 32) or one.bn < 64:
+        if one.stages != (4 if m == 16 else 3) or one.bm < min(m, 64) or one.bn < 64:
             continue
+        if x == "float32" and one.bn * one.bm > 64 * 64:
+            continue  # three products a product: larger ones spill
         r = report(compile_launch(launched(kind, x, m, one, device), device.arch))
         if r.stack or r.local or r.like("LDL|STL") or not r.loops:
             continue
