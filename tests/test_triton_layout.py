@@ -18,6 +18,7 @@ from torch import nn  # noqa: E402
 from defakeq_kernels import ops, packed  # noqa: E402
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear  # noqa: E402
 from defakeq_kernels.triton import layout  # noqa: E402
+from defakeq_kernels.triton import pack as packing  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent / "triton"))
 import ptx  # noqa: E402
@@ -31,7 +32,7 @@ def _seed() -> None:
 
 
 def made(layer: Any) -> tuple[Any, layout.GpuLayout]:
-    return layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    return packing.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
 
 
 def linear(outputs: int, inputs: int, **options: Any) -> QuantLinear:
@@ -217,7 +218,7 @@ def test_old_devices_are_named(monkeypatch: Any, size: tuple[int, int]) -> None:
 def test_missing_triton_is_named(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in [n for n in sys.modules if n.startswith("defakeq_kernels.triton.")]:
-        if name.rpartition(".")[2] not in ("layout", "config"):
+        if name.rpartition(".")[2] not in ("layout", "pack", "config"):
             monkeypatch.delitem(sys.modules, name)
             monkeypatch.delattr(name, raising=False)
     with pytest.raises(RuntimeError, match=r"without Triton .*; accepted is triton"):
@@ -244,7 +245,7 @@ def test_layers_pack_for_the_device_they_move_to(monkeypatch: Any) -> None:
     blob = layer._pack(layer.packed_weight(), torch.device("cpu"))
     assert torch.equal(blob, layer.packed)
     asked = []
-    monkeypatch.setattr(layout, "pack", lambda *a: asked.append(a) or made(copy.deepcopy(layer)))
+    monkeypatch.setattr(packing, "pack", lambda *a: asked.append(a) or made(copy.deepcopy(layer)))
     with pytest.raises((RuntimeError, AssertionError)):
         layer._pack(layer.packed_weight(), torch.device("cuda"))
     assert asked

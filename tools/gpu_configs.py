@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
-from defakeq_kernels.triton import config, launch, layout
+from defakeq_kernels.triton import config, launch
 from defakeq_kernels.triton.config import Config, Device
 from defakeq_kernels.triton.offline import Report, compile_launch, report
+from defakeq_kernels.triton.pack import pack
 from defakeq_kernels.triton.start import Launch, recording
 
 KINDS = {"int8": torch.int8, "half": torch.float16, "float32": torch.float32}
@@ -52,7 +53,7 @@ def input_of(kind: str, x: str, m: int) -> torch.Tensor:
 def launched(kind: str, x: str, m: int, chosen: Config, device: Device) -> Launch:
     """The product that a call with the given configuration launches."""
     layer = layer_of(kind, x)
-    packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, None)
+    packed, made = pack(layer.packed_weight(), layer.act, layer.activation, None)
     found: list[Launch] = []
     before = config.choose
     config.choose = lambda *_: chosen
@@ -82,14 +83,17 @@ def cost(r: Report, chosen: Config, arch: int, unit: int) -> float:
 def choose(kind: str, x: str, m: int, device: Device) -> tuple[Config, float]:
     """The cheapest candidate."""
     layer = layer_of(kind, x)
-    _, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, None)
+    _, made = pack(layer.packed_weight(), layer.act, layer.activation, None)
     found = []
     for one in config.candidates(made, KINDS[x], m, device):
         # the wide ends of the range: what lies between is left to tuning
-        if one.stages != (4 if m == 16 else 3) or one.bm < min(m, 64) or one.bn < 64:
+        if one.stages != (4 if m == 16 else 3):
             continue
-        if x == "float32" and one.bn * one.bm > 64 * 64:
-            continue  # three products a product: larger ones spill
+        if x == "float32":  # three products a product: larger tiles spill
+            if one.bn * one.bm > 64 * 32 or one.warps != 4:
+                continue
+        elif one.bm < min(m, 64) or one.bn < 64:
+            continue
         r = report(compile_launch(launched(kind, x, m, one, device), device.arch))
         if r.stack or r.local or r.like("LDL|STL") or not r.loops:
             continue

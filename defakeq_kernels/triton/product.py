@@ -382,8 +382,8 @@ def product_kernel(
         if 1 << b == BITS:
             y = _tile(
                 x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place, y0,
-                x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split, act_zero,
-                partial, rows, m, count, mask,
+                x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split,
+                act_zero, partial, rows, m, count, mask,
                 b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                 GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
             )  # fmt: skip

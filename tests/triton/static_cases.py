@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
-from defakeq_kernels.triton import config, launch, layout
+from defakeq_kernels.triton import config, launch
 from defakeq_kernels.triton.offline import Report, compile_launch, report
+from defakeq_kernels.triton.pack import pack
 from defakeq_kernels.triton.start import Launch, recording
 
 BUDGET = Path(__file__).resolve().parent.parent / "data/triton_budget.json"
@@ -70,7 +71,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
 
 def launches(layer: Any, x: torch.Tensor, device: config.Device) -> list[Launch]:
     """What a call of the layer launches on `device`."""
-    packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    packed, made = pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
     found: list[Launch] = []
     with recording(found.append, device):
         if layer.kind == "linear":
