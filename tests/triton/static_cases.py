@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import nn
 
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
@@ -92,7 +93,8 @@ def reports(name: str, arch: int) -> dict[str, Report]:
 
 
 def main() -> None:
-    known = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    recorded = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    known = recorded["kernels"] if recorded.get("triton") == triton.__version__ else {}
     for name in CASES:
         for arch in ARCHITECTURES:
             for kernel, r in reports(name, arch).items():
@@ -105,7 +107,8 @@ def main() -> None:
                 known[key] = {k: min(old[k], v) for k, v in reached.items()}
                 print(key, reached, r.registers, "registers", r.shared, "bytes shared")
     temporary = BUDGET.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    document = {"kernels": known, "triton": triton.__version__}
+    temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, BUDGET)
 
 
