@@ -15,9 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parent / "triton"))
-import static_cases
+import static_cases  # noqa: E402
 
-from defakeq_kernels.triton import config
+from defakeq_kernels.triton import config  # noqa: E402
 
 
 @pytest.mark.parametrize("arch", static_cases.ARCHITECTURES)
