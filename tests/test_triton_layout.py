@@ -252,3 +252,30 @@ def test_layers_pack_for_the_device_they_move_to(monkeypatch: Any) -> None:
     with pytest.raises((RuntimeError, AssertionError)):
         layer.to("cuda")
     assert torch.equal(layer(torch.ones(1, 64)), before)
+
+
+def test_layers_say_how_they_run_on_a_gpu() -> None:
+    conv = nn.Conv2d(64, 32, 3, padding=1)
+    layer = QuantConv2d.from_float(conv, bits=4, act=STATIC)
+    layer._buffers["packed"], _ = made(layer)
+    found = layer._explain_gpu()
+    assert (found["strategy"], found["kernel"], found["fallbacks"]) == ("product", "product", [])
+    assert found["packed_bytes"] == layer.packed.numel() > found["storage_bytes"] > 0
+    pruned = QuantConv2d.from_float(conv, bits=4, keep_in=torch.arange(0, 64, 2), act=STATIC)
+    pruned._buffers["packed"], _ = made(pruned)
+    assert "lays out" in pruned._explain_gpu()["fallbacks"][0]
+    first = QuantConv2d.from_float(nn.Conv2d(3, 8, 3), bits=8, act=STATIC)
+    assert made(first)[1].strategy == "patches"
+    assert made(first)[1].units * made(first)[1].unit == 32
+
+
+def test_small_products_are_spread_over_the_processors() -> None:
+    from defakeq_kernels.triton import config
+
+    _, found = made(linear(512, 1024, bits=4))
+    device, big = config.DEVICES[90], config.Config(128, 128, 8, 3)
+    assert config.spread(found, 100_000, big, device) == big
+    small = config.spread(found, 256, big, device)
+    assert (small.bn, small.bm, small.warps) == (64, 32, 4)
+    assert config.parts(found, torch.float16, 1, small, device) > 1
+    assert config.parts(found, torch.float16, 1000, small, device) == 1
