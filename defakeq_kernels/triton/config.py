@@ -121,9 +121,12 @@ def shared_bytes(layout: GpuLayout, x: torch.dtype, config: Config) -> int:
 def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) -> Config:
     """`config` with smaller tiles for layers of long steps, and fewer stages until it fits."""
     widest = max(units_a_step(bits) for bits in layout.bits)
-    # Eight units a step keep eight tiles' addresses in registers.
-    while widest == 8 and config.bn * config.bm > 1024 * config.warps and config.bn > 16:
-        config = replace(config, bn=config.bn // 2)
+    # Eight units a step keep eight tiles' addresses in registers. Hopper's products need 64 rows.
+    while widest == 8 and config.bn * config.bm > 1024 * config.warps:
+        if config.bn > 64:
+            config = replace(config, bn=config.bn // 2)
+        else:
+            config = replace(config, bm=config.bm // 2)
     while shared_bytes(layout, x, config) > device.shared:
         if config.stages > 2:
             config = replace(config, stages=config.stages - 1)

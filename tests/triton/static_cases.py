@@ -50,23 +50,23 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
         lambda: _x(torch.float16, 1, 1024),
         HMMA,
     ),
-    "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 512, 1024), HMMA),
+    "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 8192, 1024), HMMA),
     "w4a8": (
         lambda: _linear(bits=4, symmetric=True, act=STATIC),
-        lambda: _x(torch.int8, 512, 1024),
+        lambda: _x(torch.int8, 8192, 1024),
         IMMA,
     ),
     "conv w8a8": (
         lambda: _conv(bits=8, symmetric=True, activation="relu"),
-        lambda: _x(torch.int8, 1, 64, 56, 56),
+        lambda: _x(torch.int8, 16, 64, 56, 56),
         IMMA,
     ),
     "conv mixed": (
         lambda: _conv(bits=torch.tensor([8, 3] * 32), activation="silu"),
-        lambda: _x(torch.int8, 1, 64, 56, 56),
+        lambda: _x(torch.int8, 16, 64, 56, 56),
         IMMA,
     ),
-    "depthwise": (lambda: _conv(groups=64, bits=4), lambda: _x(torch.int8, 1, 64, 56, 56), {}),
+    "depthwise": (lambda: _conv(groups=64, bits=4), lambda: _x(torch.int8, 16, 64, 56, 56), {}),
 }
 
 
