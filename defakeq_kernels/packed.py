@@ -129,12 +129,6 @@ class Segment:
         """Output channels of this segment."""
         return int(self.out_index.shape[0])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        arrays = (self.out_index, self.codes, self.scale, self.zero_point)
-        return sum(a.nbytes for a in arrays if a is not None)
-
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -204,9 +198,11 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored arrays."""
-        arrays = (self.in_index, self.half_in_index, self.half_in_weight, self.bias)
-        return sum(s.nbytes for s in self.segments) + sum(a.nbytes for a in arrays if a is not None)
+        """Bytes of all arrays in memory; a file holds no more."""
+        arrays: list[NDArray[Any] | None] = [getattr(self, field) for field in _LAYER_FIELDS]
+        for segment in self.segments:
+            arrays += [getattr(segment, field) for field in _SEGMENT_FIELDS]
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def validate(self, name: str = "weight") -> PackedWeight:
         """Checks every field; returns self.
@@ -278,11 +274,19 @@ class PackedWeight:
         }
 
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """The stored arrays by file name: ``<prefix>.seg0.codes``, ``<prefix>.bias``, ..."""
+        """The stored arrays by file name: ``<prefix>.seg0.codes``, ``<prefix>.bias``, ...
+
+        Where all outputs are stored, the largest segment's `out_index` is left out.
+        """
         named: dict[str, NDArray[Any] | None] = {}
         for i, segment in enumerate(self.segments):
             for field in _SEGMENT_FIELDS:
                 named[f"{prefix}.seg{i}.{field}"] = getattr(segment, field)
+            if segment.zero_point is not None:
+                named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(np.int16)
+        if self.stored_out == self.shape[0]:
+            counts = [segment.count for segment in self.segments]
+            del named[f"{prefix}.seg{counts.index(max(counts))}.out_index"]
         for field in _LAYER_FIELDS:
             named[f"{prefix}.{field}"] = getattr(self, field)
         return {key: array for key, array in named.items() if array is not None}
@@ -315,12 +319,17 @@ class PackedWeight:
             return value[0], value[1]
 
         segments = []
-        for i, bits in enumerate(integers("bits")):
+        widths, shape = integers("bits"), integers("shape")
+        outputs = _outputs(prefix, len(widths), shape[0] if shape else None, tensors)
+        for i, bits in enumerate(widths):
             base = f"{prefix}.seg{i}"
-            for key in ("out_index", "codes") + (() if bits == HALF_BITS else ("scale",)):
+            for key in ("codes",) + (() if bits == HALF_BITS else ("scale",)):
                 if f"{base}.{key}" not in tensors:
                     _bad(f"{base}.{key}", "nothing", "a tensor")
             fields = {key: tensors.get(f"{base}.{key}") for key in _SEGMENT_FIELDS}
+            if fields["zero_point"] is not None and fields["zero_point"].dtype == np.int16:
+                fields["zero_point"] = fields["zero_point"].astype(np.int32)
+            fields["out_index"] = outputs[i]
             segments.append(Segment(bits, **fields))  # type: ignore[arg-type]
         return PackedWeight(
             kind=geometry("kind"),
@@ -445,6 +454,38 @@ def _check_geometry(w: PackedWeight, name: str) -> None:
         _bad(f"{name}.group_size", str(w.group_size), "a multiple of 4, or 0")
     if w.group_size and w.groups > 1:
         _bad(f"{name}.group_size", str(w.group_size), "0 when groups > 1")
+
+
+def _outputs(
+    prefix: str, count: int, outs: object, tensors: Mapping[str, NDArray[Any]]
+) -> list[NDArray[np.int32]]:
+    """The outputs of each segment; one may name none, it has those of no other."""
+    if not is_integer(outs) or not 1 <= outs <= MAX_CHANNELS:
+        _bad(f"{prefix}.shape", shown(outs), f"1 to {MAX_CHANNELS} outputs")
+    stored = np.zeros(int(outs), bool)
+    found: list[NDArray[np.int32]] = []
+    rest = -1
+    for i in range(count):
+        field = f"{prefix}.seg{i}.out_index"
+        index = tensors.get(field)
+        if index is None and rest < 0:
+            rest = i
+            index = np.empty(0, np.int32)
+        else:
+            if index is None:
+                _bad(field, "nothing", "int32 [count]")
+            _check_index(field, index, len(stored))
+            if bool(stored[index].any()):
+                _bad(field, "an output again", "every output stored once")
+            stored[index] = True
+        found.append(index)
+    if rest >= 0:
+        found[rest] = np.flatnonzero(~stored).astype(np.int32)
+        codes = tensors.get(f"{prefix}.seg{rest}.codes")
+        if not len(found[rest]) or codes is None or codes.shape[:1] != found[rest].shape:
+            wanted = f"an index, unless it has the {len(found[rest])} outputs of no other segment"
+            _bad(f"{prefix}.seg{rest}.out_index", "nothing", wanted)
+    return found
 
 
 def _check_index(field: str, index: Any, limit: int) -> None:

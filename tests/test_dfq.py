@@ -228,7 +228,7 @@ def test_write_names_the_fault(tensors: Any, network: Any, named: str) -> None:
 def test_add_layer_names_the_fault() -> None:
     tensors, network = sample()
     weight = dfq.layer(tensors, network, "fc")
-    with pytest.raises(ValueError, match=r"^name: found 'fc\.seg0\.out_index'"):
+    with pytest.raises(ValueError, match=r"^name: found 'fc\.seg0\.codes'"):
         dfq.add_layer(tensors, network, "fc", weight)
     with pytest.raises(ValueError, match=r"^new\.activation: found 'tanh'"):
         dfq.add_layer(tensors, network, "new", weight, activation="tanh")

@@ -148,7 +148,7 @@ void read_layers(DfqFile* file) {
   object("network", &network);
   for (const auto& [name, json] : object("network.layers", network.find("layers"))) {
     if (name.empty()) bad("network.layers", "an empty name", "a non-empty string");
-    file->layers.push_back({name, read_layer(*file, name, json)});
+    file->layers.push_back(read_layer(*file, name, json));
   }
 }
 

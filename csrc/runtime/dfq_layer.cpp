@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -29,12 +30,14 @@ class LayerReader {
   LayerReader(const DfqFile& file, const std::string& name, const Json& json)
       : file_(file), name_(name), json_(json) {}
 
-  LayerSpec read() {
+  DfqLayer read() {
     object("network.layers." + name_, &json_);
     read_geometry();
     read_inputs();
     const Json::Array& bits = list(field("bits"), json_.find("bits"), 1, kMaxChannels);
     stored_.resize(static_cast<size_t>(spec_.out_channels));
+    for (size_t i = 0; i < bits.size(); ++i) read_outputs(i);
+    if (has_rest_) derive_rest();
     for (size_t i = 0; i < bits.size(); ++i) read_segment(i, bits[i]);
     const TensorView* half = find("half_in_weight");
     if (spec_.half_in_count > 0) {
@@ -51,7 +54,7 @@ class LayerReader {
       check_floats(field("bias"), *bias);
     }
     read_epilogue();
-    return std::move(spec_);
+    return {name_, std::move(spec_), std::move(derived_)};
   }
 
  private:
@@ -177,22 +180,53 @@ class LayerReader {
     scale_groups_ = size == 0 ? 1 : taps_ * ((in_count_ + size - 1) / size);
   }
 
+  // The outputs of a segment. One segment may leave them out: it has those of no other.
+  void read_outputs(size_t i) {
+    const std::string key = "seg" + std::to_string(i) + ".out_index";
+    SegmentSpec s;
+    if (find(key) == nullptr && !has_rest_) {
+      has_rest_ = true;
+      rest_ = i;
+    } else {
+      s.out_index = read_index(key, spec_.out_channels, &s.count);
+      for (int64_t n = 0; n < s.count; ++n) {
+        const auto output = static_cast<size_t>(s.out_index[n]);
+        if (stored_[output]) {
+          bad(field(key), "output " + std::to_string(output) + " again",
+              "every output stored once");
+        }
+        stored_[output] = true;
+      }
+      stored_outputs_ += s.count;
+    }
+    spec_.segments.push_back(s);
+  }
+
+  void derive_rest() {
+    const std::string base = "seg" + std::to_string(rest_);
+    const int64_t count = spec_.out_channels - stored_outputs_;
+    const TensorView* codes = find(base + ".codes");
+    if (count == 0 || codes == nullptr || codes->shape.size() != 2 || codes->shape[0] != count) {
+      bad(field(base + ".out_index"), "nothing",
+          "an index, unless the segment has the " + std::to_string(count) +
+              " outputs of no other segment");
+    }
+    auto index = std::make_shared<std::vector<int32_t>>();
+    for (int64_t n = 0; n < spec_.out_channels; ++n) {
+      if (!stored_[static_cast<size_t>(n)]) index->push_back(static_cast<int32_t>(n));
+    }
+    spec_.segments[rest_].out_index = index->data();
+    spec_.segments[rest_].count = count;
+    stored_outputs_ += count;
+    derived_.push_back(std::move(index));
+  }
+
   void read_segment(size_t i, const Json& bits) {
     const std::string base = "seg" + std::to_string(i);
-    SegmentSpec s;
+    SegmentSpec& s = spec_.segments[i];
     s.bits = static_cast<int32_t>(integer(field(base + ".bits"), &bits, 1, kHalfBits));
     if (s.bits > 8 && s.bits != kHalfBits)
       bad(field(base + ".bits"), bits.shown(), "1 to 8, or 16");
-    s.out_index = read_index(base + ".out_index", spec_.out_channels, &s.count);
-    for (int64_t n = 0; n < s.count; ++n) {
-      const auto output = static_cast<size_t>(s.out_index[n]);
-      if (stored_[output]) {
-        bad(field(base + ".out_index"), "output " + std::to_string(output) + " again",
-            "every output stored once");
-      }
-      stored_[output] = true;
-    }
-    stored_outputs_ += s.count;
     const std::string codes = base + ".codes";
     if (s.bits == kHalfBits) {
       require(field(codes), find(codes), TensorType::kFloat16, {s.count, reduction_});
@@ -204,10 +238,9 @@ class LayerReader {
     } else {
       read_codes(base, &s);
     }
-    spec_.segments.push_back(s);
   }
 
-  void read_codes(const std::string& base, SegmentSpec* s) const {
+  void read_codes(const std::string& base, SegmentSpec* s) {
     const int64_t row_bytes = (reduction_ * s->bits + 7) / 8;
     const std::string codes = base + ".codes", scale = base + ".scale", zero = base + ".zero_point";
     require(field(codes), find(codes), TensorType::kUint8, {s->count, row_bytes});
@@ -223,8 +256,15 @@ class LayerReader {
     s->scale = data<float>(*find(scale));
     check_floats(field(scale), *find(scale));
     if (const TensorView* view = find(zero)) {
-      require(field(zero), view, TensorType::kInt32, shape);
-      s->zero_point = data<int32_t>(*view);
+      if (view->dtype == TensorType::kInt16 && view->shape == shape) {
+        const int16_t* narrow = data<int16_t>(*view);
+        auto wide = std::make_shared<std::vector<int32_t>>(narrow, narrow + view->nbytes / 2);
+        s->zero_point = wide->data();
+        derived_.push_back(std::move(wide));
+      } else {
+        require(field(zero), view, TensorType::kInt32, shape);
+        s->zero_point = data<int32_t>(*view);
+      }
       for (int64_t n = 0; n < s->count * scale_groups_; ++n) {
         if (s->zero_point[n] < -kMaxZeroPoint || s->zero_point[n] > kMaxZeroPoint) {
           bad(field(zero), std::to_string(s->zero_point[n]), "-255 to 255");
@@ -263,11 +303,14 @@ class LayerReader {
   int64_t group_inputs_ = 0, taps_ = 1, in_count_ = 0, reduction_ = 0, scale_groups_ = 1;
   int64_t stored_outputs_ = 0;
   std::vector<bool> stored_;
+  bool has_rest_ = false;  // whether a segment leaves out its outputs, and which
+  size_t rest_ = 0;
+  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived_;
 };
 
 }  // namespace
 
-LayerSpec read_layer(const DfqFile& file, const std::string& name, const Json& json) {
+DfqLayer read_layer(const DfqFile& file, const std::string& name, const Json& json) {
   return LayerReader(file, name, json).read();
 }
 

@@ -10,6 +10,6 @@ namespace defakeq {
 
 // The layer that `json` describes, with the tensors of `file`. Throws std::runtime_error naming the
 // wrong field.
-LayerSpec read_layer(const DfqFile& file, const std::string& name, const Json& json);
+DfqLayer read_layer(const DfqFile& file, const std::string& name, const Json& json);
 
 }  // namespace defakeq

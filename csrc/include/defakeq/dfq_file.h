@@ -37,7 +37,8 @@ struct TensorView {
 
 struct DfqLayer {
   std::string name;
-  LayerSpec spec;  // validated; its pointers are into the file
+  LayerSpec spec;  // validated; its pointers are into the file and into `derived`
+  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived;
 };
 
 // A file that has passed every check. Copies share the memory that the pointers are into.
