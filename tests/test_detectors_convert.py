@@ -19,6 +19,7 @@ from defakeq import detectors, networks  # noqa: E402
 from defakeq.conversion import convert, load, save  # noqa: E402
 from defakeq.data import open_dataset  # noqa: E402
 from defakeq.data.generate import Options, generate  # noqa: E402
+from defakeq.detectors.f3net import FadHead  # noqa: E402
 from defakeq.detectors.wavelet_clip import WaveletClip  # noqa: E402
 from defakeq.interface import Interface  # noqa: E402
 from defakeq.lower import ProgramModule  # noqa: E402
@@ -248,3 +249,18 @@ def test_the_detectors_are_listed():
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(detectors.names())
     assert re.fullmatch(r"lsda +256 x 256 +18\.73 M parameters", lines[7])
+
+
+def test_frequencies_are_not_rounded_to_eight_bits(pictures):
+    model = nn.Sequential(FadHead(64), nn.Conv2d(12, 4, 3, 2), nn.Flatten()).eval()
+    x = torch.stack([Interface(64).preprocess(image) for image in pictures[:4]])
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program")
+    program = converted.file()[1]["program"]
+    made = [(node["op"], program["values"][node["out"][0]]["dtype"]) for node in program["nodes"]]
+    # Two transforms of the picture and one in front of each band's second keep their range; the
+    # bands' pictures are the convolution's input, of 8 bits.
+    assert made.count(("linear", "float32")) == 6
+    assert made.count(("linear", "int8")) == 4
+    with torch.no_grad():
+        exact, found = model(x), converted(x)
+    assert (found - exact).norm() <= 0.03 * exact.norm()
