@@ -69,10 +69,11 @@ def _kinds(program):
     return {found["target"].split(".")[1] for found in program.explain()["fallbacks"]}
 
 
-def _check(name, backend, pictures, count):
+def _check(name, backend, pictures, count, calibration):
     model = _spread(name)
     x = _inputs(model, pictures, count)
-    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    batches = _inputs(model, pictures, calibration).split(4)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), batches, backend=backend)
     with torch.no_grad():
         exact = torch.cat([model.score(one) for one in x.split(1)])
         found = converted.score(x)
@@ -90,7 +91,7 @@ def _check(name, backend, pictures, count):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [*QUICK, "wavelet_clip_small"])
 def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
-    model, converted, x = _check(name, backend, pictures, 6)
+    model, converted, x = _check(name, backend, pictures, 4, 8)
     same = [copy.deepcopy(converted)]
     if backend == "modules" or not converted.fallbacks:
         path = tmp_path / "detector.dfq"
@@ -107,7 +108,7 @@ def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
 def test_the_other_detectors_score_alike(name, backend, pictures):
-    _check(name, backend, pictures, 4)
+    _check(name, backend, pictures, 4, 12)
 
 
 def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
