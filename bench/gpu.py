@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from defakeq import QuantPlan, convert, networks
+from defakeq.prunable import half_plan
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
 
 Call = Callable[[], Any]
@@ -231,10 +232,12 @@ def detectors(rows: Rows, quick: bool) -> None:
         model = networks.build(name)
         side = model.input_size[-1]
         example = networks.images(1, side)
-        plan = QuantPlan.uniform(model, 4, act_bits=8)
-        program = convert(
-            model, example, plan, networks.images(4, side), backend="program", device="cuda"
-        )
+        samples = networks.images(4, side)
+        plans = {"4": QuantPlan.uniform(model, 4, act_bits=8), "half": half_plan(model, example)}
+        programs = {
+            text: convert(model, example, plan, samples, backend="program", device="cuda")
+            for text, plan in plans.items()
+        }
         for batch in (1,) if quick else (1, 32):
             x = networks.images(batch, side).cuda()
 
@@ -245,26 +248,44 @@ def detectors(rows: Rows, quick: bool) -> None:
                 return [lambda: fast(h)]
 
             work = f"{name} batch {batch}"
-            t = rows.measure(work, "defakeq", lambda p=program, x=x: [lambda: p(x)])
             other = rows.measure(work, "torch.compile fp16", compiled)
-            rows.bar(f"{work} over torch.compile", over(other, t), 1.5)
             model.float().cpu()
+            for text, bar in (("4", 1.5), ("half", 2.0)):
+                program = programs[text]
+                t = rows.measure(
+                    f"{work} plan {text}", "defakeq", lambda p=program, x=x: [lambda: p(x)]
+                )
+                rows.bar(f"{work} plan {text} over torch.compile", over(other, t), bar)
 
 
 def pruned(rows: Rows, quick: bool) -> None:
+    """Half the outputs and half the inputs gone, at sizes that computing limits."""
     for size in (4096,) if quick else (2048, 4096, 8192):
-        x = torch.randint(-128, 128, (8192, size), dtype=torch.int8, device="cuda")
-        half = torch.arange(0, size, 2)
-        times = []
-        for text, kept in (("dense", {}), ("half in and out", {"keep_in": half, "keep_out": half})):
+        compare(rows, f"8192x{size}x{size}", lambda size=size: nn.Linear(size, size), (8192, size))
+    for c, side in ((256, 64), (512, 32)):
+        compare(
+            rows,
+            f"conv 3x3 {c}@{side} batch 32",
+            lambda c=c: nn.Conv2d(c, c, 3, padding=1),
+            (32, c, side, side),
+        )
 
-            def ours(kept: Any = kept, size: int = size, x: Any = x) -> list[Call]:
-                options = {"bits": 8, "symmetric": True, "act": STATIC, **kept}
-                return [lambda q=q: q(x) for q in linears(size, size, 2, **options)]
 
-            times.append(rows.measure(f"8192x{size}x{size} {text}", "defakeq", ours))
-        rows.bar(f"8192x{size}x{size} pruned, part of the dense time", over(*times[::-1]), 0.35,
-                 at_least=False)  # fmt: skip
+def compare(rows: Rows, work: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    half = torch.arange(0, shape[1], 2)
+    x = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda")
+    x = x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+    times = []
+    for text, kept in (("dense", {}), ("half in and out", {"keep_in": half, "keep_out": half})):
+
+        def ours(kept: Any = kept) -> list[Call]:
+            kind: Any = QuantLinear if len(shape) == 2 else QuantConv2d
+            layer = kind.from_float(make(), bits=8, symmetric=True, act=STATIC, **kept).cuda()
+            return [lambda: layer(x)] * 2
+
+        times.append(rows.measure(f"{work} {text}", "defakeq", ours))
+    dense, few = times
+    rows.bar(f"{work} pruned, part of the dense time", over(few, dense), 0.35, at_least=False)
 
 
 PARTS = {

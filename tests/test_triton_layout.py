@@ -18,6 +18,7 @@ from torch import nn  # noqa: E402
 from defakeq_kernels import ops, packed  # noqa: E402
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear  # noqa: E402
 from defakeq_kernels.triton import layout  # noqa: E402
+from defakeq_kernels.triton import pack as packing  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent / "triton"))
 import ptx  # noqa: E402
@@ -31,7 +32,7 @@ def _seed() -> None:
 
 
 def made(layer: Any) -> tuple[Any, layout.GpuLayout]:
-    return layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    return packing.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
 
 
 def linear(outputs: int, inputs: int, **options: Any) -> QuantLinear:
@@ -217,7 +218,7 @@ def test_old_devices_are_named(monkeypatch: Any, size: tuple[int, int]) -> None:
 def test_missing_triton_is_named(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in [n for n in sys.modules if n.startswith("defakeq_kernels.triton.")]:
-        if name.rpartition(".")[2] not in ("layout", "config"):
+        if name.rpartition(".")[2] not in ("layout", "pack", "config"):
             monkeypatch.delitem(sys.modules, name)
             monkeypatch.delattr(name, raising=False)
     with pytest.raises(RuntimeError, match=r"without Triton .*; accepted is triton"):
@@ -244,10 +245,37 @@ def test_layers_pack_for_the_device_they_move_to(monkeypatch: Any) -> None:
     blob = layer._pack(layer.packed_weight(), torch.device("cpu"))
     assert torch.equal(blob, layer.packed)
     asked = []
-    monkeypatch.setattr(layout, "pack", lambda *a: asked.append(a) or made(copy.deepcopy(layer)))
+    monkeypatch.setattr(packing, "pack", lambda *a: asked.append(a) or made(copy.deepcopy(layer)))
     with pytest.raises((RuntimeError, AssertionError)):
         layer._pack(layer.packed_weight(), torch.device("cuda"))
     assert asked
     with pytest.raises((RuntimeError, AssertionError)):
         layer.to("cuda")
     assert torch.equal(layer(torch.ones(1, 64)), before)
+
+
+def test_layers_say_how_they_run_on_a_gpu() -> None:
+    conv = nn.Conv2d(64, 32, 3, padding=1)
+    layer = QuantConv2d.from_float(conv, bits=4, act=STATIC)
+    layer._buffers["packed"], _ = made(layer)
+    found = layer._explain_gpu()
+    assert (found["strategy"], found["kernel"], found["fallbacks"]) == ("product", "product", [])
+    assert found["packed_bytes"] == layer.packed.numel() > found["storage_bytes"] > 0
+    pruned = QuantConv2d.from_float(conv, bits=4, keep_in=torch.arange(0, 64, 2), act=STATIC)
+    pruned._buffers["packed"], _ = made(pruned)
+    assert "lays out" in pruned._explain_gpu()["fallbacks"][0]
+    first = QuantConv2d.from_float(nn.Conv2d(3, 8, 3), bits=8, act=STATIC)
+    assert made(first)[1].strategy == "patches"
+    assert made(first)[1].units * made(first)[1].unit == 32
+
+
+def test_small_products_are_spread_over_the_processors() -> None:
+    from defakeq_kernels.triton import config
+
+    _, found = made(linear(512, 1024, bits=4))
+    device, big = config.DEVICES[90], config.Config(128, 128, 8, 3)
+    assert config.spread(found, 100_000, big, device) == big
+    small = config.spread(found, 256, big, device)
+    assert (small.bn, small.bm, small.warps) == (64, 32, 4)
+    assert config.parts(found, torch.float16, 1, small, device) > 1
+    assert config.parts(found, torch.float16, 1000, small, device) == 1

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parent / "triton"))
-import static_cases
+import static_cases  # noqa: E402
 
-from defakeq_kernels.triton import config
+from defakeq_kernels.triton import config  # noqa: E402
 
 
 @pytest.mark.parametrize("arch", static_cases.ARCHITECTURES)
@@ -28,9 +28,10 @@ def test_machine_code(name: str, arch: int) -> None:
     for kernel, r in static_cases.reports(name, arch).items():
         assert r.stack == r.local == r.like("LDL|STL") == 0, "registers spill"
         assert r.shared <= config.DEVICES[arch].shared
-        allowed = budget[f"{name} / {kernel} / sm_{arch}"]
-        assert r.per_mma <= allowed["per_mma"]
-        assert r.instructions <= allowed["instructions"]
+        allowed = budget["kernels"][f"{name} / {kernel} / sm_{arch}"]
+        if triton.__version__ == budget["triton"]:  # counts are those of one compiler
+            assert r.per_mma <= allowed["per_mma"]
+            assert r.instructions <= allowed["instructions"]
         if kernel != "product_kernel":
             continue
         assert r.like(wanted[arch]) > 0

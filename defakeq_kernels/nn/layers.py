@@ -230,11 +230,12 @@ class QuantLayer(torch.nn.Module):
 
     def _pack(self, weight: PackedWeight, device: torch.device) -> Tensor:
         if device.type == "cuda":
-            from defakeq_kernels.triton import layout
+            from defakeq_kernels.triton.layout import remember
+            from defakeq_kernels.triton.pack import pack
 
-            made, description = layout.pack(weight, self._act, self._activation, self._out)
+            made, description = pack(weight, self._act, self._activation, self._out)
             moved = made.to(device)
-            layout.remember(moved, description)
+            remember(moved, description)
             return moved
         blob = _core.pack_layer(
             weight.spec(

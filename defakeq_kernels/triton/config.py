@@ -121,9 +121,12 @@ def shared_bytes(layout: GpuLayout, x: torch.dtype, config: Config) -> int:
 def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) -> Config:
     """`config` with smaller tiles for layers of long steps, and fewer stages until it fits."""
     widest = max(units_a_step(bits) for bits in layout.bits)
-    # Eight units a step keep eight tiles' addresses in registers.
-    while widest == 8 and config.bn * config.bm > 1024 * config.warps and config.bn > 16:
-        config = replace(config, bn=config.bn // 2)
+    # Eight units a step keep eight tiles' addresses in registers. Hopper's products need 64 rows.
+    while widest == 8 and config.bn * config.bm > 1024 * config.warps:
+        if config.bn > 64:
+            config = replace(config, bn=config.bn // 2)
+        else:
+            config = replace(config, bm=config.bm // 2)
     while shared_bytes(layout, x, config) > device.shared:
         if config.stages > 2:
             config = replace(config, stages=config.stages - 1)
@@ -137,6 +140,18 @@ def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) ->
                 f"least {shared_bytes(layout, x, config)}"
             )
     return config
+
+
+def spread(layout: GpuLayout, m: int, config: Config, device: Device) -> Config:
+    """`config` with smaller tiles while there are fewer than processors."""
+    while -(-layout.stored // config.bn) * -(-m // config.bm) < device.processors:
+        if config.bm > 32 and config.bm >= config.bn // 2:
+            config = replace(config, bm=config.bm // 2)
+        elif config.bn > 64:
+            config = replace(config, bn=config.bn // 2)
+        else:
+            break
+    return replace(config, warps=4) if config.bn * config.bm <= 64 * 64 else config
 
 
 def parts(layout: GpuLayout, x: torch.dtype, m: int, config: Config, device: Device) -> int:
@@ -221,7 +236,8 @@ def choose(
         _save(path, {k: asdict(c) for k, c in known.items()})
     if name in known:
         return fitted(layout, x, known[name], device)
-    return fitted(layout, x, shipped(device.arch)[key(layout, x, m)], device)
+    chosen = spread(layout, m, shipped(device.arch)[key(layout, x, m)], device)
+    return fitted(layout, x, chosen, device)
 
 
 def _save(path: Path, entries: dict[str, dict[str, int]]) -> None:

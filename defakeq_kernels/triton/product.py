@@ -62,13 +62,15 @@ def _x_tile(
     else:
         c = j * UNIT + k
         pointers = x + ((place * x_pitch + group_at)[None, :] + c[:, None])
-    if RAGGED:
-        mask = (c < channels)[:, None]
+    # The smallest tile is mostly padding: rows that are not there cost no traffic.
+    FEW: tl.constexpr = not WINDOW and place.shape[0] == 16
+    if RAGGED or TAIL or FEW:
+        mask = (c < channels if RAGGED else c >= 0)[:, None]
         if TAIL:
             mask = mask & (j < units)
+        if FEW:
+            mask = mask & (y0 < h)[None, :]
         tile = tl.load(pointers, mask=mask, other=0)
-    elif TAIL:
-        tile = tl.load(pointers, mask=j < units, other=0)
     else:
         tile = tl.load(pointers)
     return tile
@@ -155,7 +157,7 @@ def _segment(
                 UNIT,
             )
             if x.dtype.element_ty == tl.int8:
-                b = b.to(tl.float16) - act_zero.to(tl.float16)
+                b = b.to(tl.float16) - act_zero
             acc = tl.dot(a.to(DTYPE), b, acc, input_precision=PRECISION)
         else:
             for s in tl.static_range(A_STEP):
@@ -352,10 +354,13 @@ def product_kernel(
     local = stored - seg_first
     rows = pid_m * BM + tl.arange(0, BM)
     safe = tl.minimum(rows, m - 1)
+    # Rows of a linear layer are those of an image of one column.
     place = safe
-    y0 = safe
-    x0 = safe
+    y0 = rows
+    x0 = rows
+    height = m
     if WINDOW:
+        height = h
         place, y0, x0 = _pixels(safe, h, wd, oh, ow, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X)
     group_at = group * channels if CONV_GROUPS > 1 else 0
     mask = (first + lanes < limit)[:, None] & (rows < m)[None, :]
@@ -377,8 +382,8 @@ def product_kernel(
         if 1 << b == BITS:
             y = _tile(
                 x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place, y0,
-                x0, h, wd, scale, zero, correction, bias, scales, chain, stored, split, act_zero,
-                partial, rows, m, count, mask,
+                x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split,
+                act_zero, partial, rows, m, count, mask,
                 b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                 GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
             )  # fmt: skip
@@ -386,7 +391,7 @@ def product_kernel(
             if bits == b:
                 y = _tile(
                     x, outside, base, local, seg_count, units, channels, x_pitch, group_at, place,
-                    y0, x0, h, wd, scale, zero, correction, bias, scales, chain, stored, split,
+                    y0, x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split,
                     act_zero, partial, rows, m, count, mask,
                     b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
                     GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,

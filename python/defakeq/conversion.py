@@ -102,9 +102,9 @@ def convert(
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     _check_planned(converted, plan, inputs)
     drop_constants(converted, plan, inputs)
+    if isinstance(calibration, (Tensor, Mapping)):
+        calibration = [calibration]
     if backend == "program":
-        if isinstance(calibration, (Tensor, Mapping)):
-            calibration = [calibration]
         batches = [_inputs("calibration", batch) for batch in calibration or [example_inputs]]
         program = lower(converted, inputs, plan, batches, observer)
         program.surroundings = Surroundings.of(converted)

@@ -15,8 +15,9 @@ from torch import nn
 
 from defakeq_kernels import reference
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
-from defakeq_kernels.triton import config, launch, layout, run
+from defakeq_kernels.triton import config, launch, run
 from defakeq_kernels.triton.bounds import error_bound
+from defakeq_kernels.triton.pack import pack
 from defakeq_kernels.triton.start import INTERPRETED
 
 STATIC = ActQuant.static(-2, 3)
@@ -29,7 +30,7 @@ def _seed() -> None:
 
 
 def on_gpu(layer: Any, x: Any, **extra: Any) -> Any:
-    packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    packed, made = pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
     packed, x = packed.to(DEVICE), x.to(DEVICE)
     extra = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
     out_int8 = layer.out is not None
@@ -130,7 +131,7 @@ def test_split_reduction(half_out: Any) -> None:
     integer = linear(24, 2048, **options, act=STATIC, activation="relu")
     floats = linear(24, 2048, **options, group_size=None if half_out else 128)
     for layer, x in ((integer, torch.randn(3, 2048)), (floats, torch.randn(3, 2048).half())):
-        _, made = layout.pack(layer.packed_weight(), layer.act, layer.activation)
+        _, made = pack(layer.packed_weight(), layer.act, layer.activation)
         device, kind = config.DEVICES[87], torch.int8 if layer.act else torch.float16
         chosen = config.choose(made, kind, 3, device)
         assert config.parts(made, kind, 3, chosen, device) > 1

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import nn
 
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
-from defakeq_kernels.triton import config, launch, layout
+from defakeq_kernels.triton import config, launch
 from defakeq_kernels.triton.offline import Report, compile_launch, report
+from defakeq_kernels.triton.pack import pack
 from defakeq_kernels.triton.start import Launch, recording
 
 BUDGET = Path(__file__).resolve().parent.parent / "data/triton_budget.json"
@@ -48,29 +50,29 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
         lambda: _x(torch.float16, 1, 1024),
         HMMA,
     ),
-    "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 512, 1024), HMMA),
+    "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 8192, 1024), HMMA),
     "w4a8": (
         lambda: _linear(bits=4, symmetric=True, act=STATIC),
-        lambda: _x(torch.int8, 512, 1024),
+        lambda: _x(torch.int8, 8192, 1024),
         IMMA,
     ),
     "conv w8a8": (
         lambda: _conv(bits=8, symmetric=True, activation="relu"),
-        lambda: _x(torch.int8, 1, 64, 56, 56),
+        lambda: _x(torch.int8, 16, 64, 56, 56),
         IMMA,
     ),
     "conv mixed": (
         lambda: _conv(bits=torch.tensor([8, 3] * 32), activation="silu"),
-        lambda: _x(torch.int8, 1, 64, 56, 56),
+        lambda: _x(torch.int8, 16, 64, 56, 56),
         IMMA,
     ),
-    "depthwise": (lambda: _conv(groups=64, bits=4), lambda: _x(torch.int8, 1, 64, 56, 56), {}),
+    "depthwise": (lambda: _conv(groups=64, bits=4), lambda: _x(torch.int8, 16, 64, 56, 56), {}),
 }
 
 
 def launches(layer: Any, x: torch.Tensor, device: config.Device) -> list[Launch]:
     """What a call of the layer launches on `device`."""
-    packed, made = layout.pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
+    packed, made = pack(layer.packed_weight(), layer.act, layer.activation, layer.out)
     found: list[Launch] = []
     with recording(found.append, device):
         if layer.kind == "linear":
@@ -91,7 +93,8 @@ def reports(name: str, arch: int) -> dict[str, Report]:
 
 
 def main() -> None:
-    known = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    recorded = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    known = recorded["kernels"] if recorded.get("triton") == triton.__version__ else {}
     for name in CASES:
         for arch in ARCHITECTURES:
             for kernel, r in reports(name, arch).items():
@@ -104,7 +107,8 @@ def main() -> None:
                 known[key] = {k: min(old[k], v) for k, v in reached.items()}
                 print(key, reached, r.registers, "registers", r.shared, "bytes shared")
     temporary = BUDGET.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    document = {"kernels": known, "triton": triton.__version__}
+    temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, BUDGET)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,7 +21,6 @@ Image = NDArray[np.float32]
 Call = Callable[[Image], Any]
 
 _CALIBRATION = 4
-_SOURCES = ("defakeq.networks", "defakeq.detectors")
 INSTALL = "pip install 'defakeq[torch,peers]'"
 
 
@@ -45,13 +45,30 @@ class Network:
         return (1, *(int(n) for n in network_named(self.name).input_size))
 
     def digest(self, *sources: str) -> str:
-        """Of the network's definition, and of these modules and packages."""
+        """Of the network, and of these modules and packages."""
         found = hashlib.sha256()
         if self.program is not None:
             found.update(self.program.read_bytes())
-        for source in (*sources, *(() if self.program is not None else _SOURCES)):
+        else:
+            found.update(_definition(self.name))
+        for source in sources:
             found.update(_source(source))
         return found.hexdigest()[:12]
+
+
+@functools.cache
+def _definition(name: str) -> bytes:
+    """The parameters of a network and the source of the classes that it is made of."""
+    model = network_named(name)
+    found = hashlib.sha256()
+    kinds = {type(module) for module in model.modules()}
+    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        if kind.__module__.startswith("defakeq."):
+            found.update(inspect.getsource(kind).encode())
+    for key, tensor in model.state_dict().items():
+        found.update(key.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.digest()
 
 
 def _source(module: str) -> bytes:

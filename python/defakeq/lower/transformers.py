@@ -108,7 +108,8 @@ class Transformers(Operands):
             layouts[letter] = strides
         extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads, kept)
         value_dim = int(indices[2].shape[3])
-        out = self.draft.value("int8", (batches, tokens, len(kept) * value_dim), self.key(node))
+        dtype, quant = self._out_type(node)
+        out = self.draft.value(dtype, (batches, tokens, len(kept) * value_dim), quant)
         self.draft.step(
             "attention",
             self._module_of(node),

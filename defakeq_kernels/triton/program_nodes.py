@@ -1,0 +1,358 @@
+"""The operators of programs on a GPU: layers by our kernels, what lies between by torch's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defakeq_kernels.triton import launch
+from defakeq_kernels.triton.program_state import State, quantization
+from defakeq_kernels.triton.run import Extra, Rows, run
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "none": lambda x: x,
+    "relu": lambda x: torch.fmax(x, torch.zeros_like(x)),
+    "relu6": lambda x: torch.fmax(x, torch.zeros_like(x)).clamp(max=6),
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardsigmoid": F.hardsigmoid,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "square": torch.square,
+    "reciprocal": torch.reciprocal,
+}
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+
+def _operand(node: Mapping[str, Any], i: int) -> int | None:
+    found = node["in"]
+    return found[i] if i < len(found) and found[i] >= 0 else None
+
+
+def _apply_layer(state: State, name: str, x: Tensor, rows: Rows, extra: Extra) -> Tensor:
+    packed, made = state.program.layer(name)
+    shape = (rows.count, made.out_channels)
+    kind = torch.float32 if made.out is None else torch.int8
+    if made.stored == made.out_channels:
+        out = torch.empty(shape, dtype=kind, device=x.device)
+    else:
+        fill = 0 if made.out is None else made.out["zero_point"]
+        if extra.table is not None:
+            out = extra.table[fill + 128].expand(shape).contiguous()
+        else:
+            out = torch.full(shape, fill, dtype=kind, device=x.device)
+    run(made, packed, x.contiguous(), rows, extra, out)
+    return out
+
+
+def _layer(state: State, node: Mapping[str, Any]) -> None:
+    x = state.raw(node["in"][0])
+    residual, half = _operand(node, 1), _operand(node, 2)
+    q = None if residual is None else state.quantization(residual)
+    extra = Extra(
+        None if residual is None else state.raw(residual).contiguous(),
+        1.0 if q is None else q.scale,
+        0 if q is None else q.zero_point,
+        None if half is None else state.raw(half).contiguous(),
+        state.table(node, "table"),
+    )
+    shape = state.value(node["out"][0])["shape"]
+    if node["op"] == "conv2d":
+        n, h, w, _ = x.shape
+        rows = Rows(n, h, w, shape[0], shape[1])
+    else:
+        x = x.reshape(-1, x.shape[-1])
+        rows = Rows(x.shape[0], 1, 1, 1, 1)
+    y = _apply_layer(state, node["layer"], x, rows, extra)
+    state.put(node["out"][0], y.view(state.batch, *shape))
+
+
+def _squeeze_excite(state: State, node: Mapping[str, Any]) -> None:
+    at = node["in"][0]
+    pool = quantization(node["pool"])
+    mean = _means(state, at, (1, 2))
+    q = launch.quantize(mean, pool.scale, pool.zero_point, pool.bits)
+    rows = Rows(state.batch, 1, 1, 1, 1)
+    for key, table in (("fc1", "table1"), ("fc2", "table2")):
+        q = _apply_layer(
+            state, node[key], q, rows, Extra(None, 0.0, 0, None, state.table(node, table))
+        )
+    gate = quantization(node["gate"])
+    real = launch.dequantize(q, gate.scale, gate.zero_point)
+    state.store(node["out"][0], state.real(at) * real[:, None, None])
+
+
+def _means(state: State, at: int, dims: tuple[int, ...]) -> Tensor:
+    """Means over `dims`; integer sums are exact."""
+    x, q = state.raw(at), state.quantization(at)
+    count = int(np.prod([x.shape[d] for d in dims]))
+    part = np.float32(1) / np.float32(count)
+    if q is None:
+        return x.sum(dims) * float(part)
+    sums = (x.sum(dims, dtype=torch.int32) - count * q.zero_point).float()
+    return sums * float(np.float32(q.scale) * part)
+
+
+def _lookup(state: State, node: Mapping[str, Any]) -> None:
+    table = state.table(node, "table")
+    assert table is not None
+    state.put(node["out"][0], table[state.raw(node["in"][0]).to(torch.int32) + 128])
+
+
+def _convert(state: State, node: Mapping[str, Any]) -> None:
+    state.store(node["out"][0], state.real(node["in"][0]))
+
+
+def _unary(state: State, node: Mapping[str, Any]) -> None:
+    state.store(node["out"][0], _UNARY[node["fn"]](state.real(node["in"][0])))
+
+
+def _binary(state: State, node: Mapping[str, Any]) -> None:
+    a, b = (state.real(i) for i in node["in"][:2])
+    y = _BINARY[node["fn"]](a, b)
+    state.store(node["out"][0], _UNARY[node.get("activation", "none")](y))
+
+
+def _layer_norm(state: State, node: Mapping[str, Any]) -> None:
+    x = state.real(node["in"][0])
+    channels = x.shape[-1]
+    x = x.reshape(state.batch, -1, channels)
+    gamma, beta = state.table(node, "gamma"), state.table(node, "beta")
+    count, eps = node.get("count", channels), node["eps"]
+    if count == channels:
+        y = F.layer_norm(x, (channels,), gamma, beta, eps)
+    else:
+        mean = x.sum(-1, keepdim=True) / count
+        d = x - mean
+        var = (d.square().sum(-1, keepdim=True) + (count - channels) * mean.square()) / count
+        y = d * torch.rsqrt(var + eps)
+        y = y if gamma is None else y * gamma
+        y = y if beta is None else y + beta
+    at, index = node["out"][0], state.table(node, "rows")
+    if index is None:
+        state.store(at, y)
+        return
+    q = state.quantization(at)
+    if q is not None:
+        y = launch.quantize(y.contiguous(), q.scale, q.zero_point, q.bits)
+    state.put(at, _gathered(y, index, state.fill(at)))
+
+
+def _gathered(x: Tensor, index: Tensor, fill: float | int) -> Tensor:
+    """Rows [batch, n, width] by index; -1: filled."""
+    y = x.index_select(1, index.clamp(min=0))
+    return y.masked_fill((index < 0)[None, :, None], fill)
+
+
+def _softmax(state: State, node: Mapping[str, Any]) -> None:
+    state.store(node["out"][0], torch.softmax(state.real(node["in"][0]), -1))
+
+
+def _reduce(state: State, node: Mapping[str, Any]) -> None:
+    x, fn = state.real(node["in"][0]), node["fn"]
+    reductions: dict[str, Callable[[], Tensor]] = {
+        "max": lambda: x.amax(-1),
+        "l2": lambda: x.square().sum(-1).sqrt(),
+        "sum": lambda: x.sum(-1),
+        "mean": lambda: x.mean(-1),
+    }
+    state.store(node["out"][0], reductions[fn]())
+
+
+def _strided(state: State, at: int, place: Mapping[str, Any], extents: Mapping[str, int]) -> Tensor:
+    """Levels [batch, extents] at the strides of an attribute."""
+    flat = state.levels(at).reshape(state.batch, -1).contiguous()
+    strides = [place.get(name, 1 if name in ("d", "col") else 0) for name in extents]
+    shape = (state.batch, *extents.values())
+    return flat.as_strided(shape, (flat.stride(0), *strides), place.get("offset", 0))
+
+
+def _attention(state: State, node: Mapping[str, Any]) -> None:
+    heads, dim = node["heads"], node["head_dim"]
+    batches, tq, tk = node["batches"], node["q_tokens"], node["k_tokens"]
+    wide = node.get("value_dim", dim)
+    sizes = {"q": (tq, dim), "k": (tk, dim), "v": (tk, wide)}
+    kind = torch.float16 if state.program.device.type == "cuda" else torch.float32
+    parts = []
+    for i, (name, (tokens, d)) in enumerate(sizes.items()):
+        extents = {"batch": batches, "token": tokens, "head": heads, "d": d}
+        x = _strided(state, node["in"][i], node[name], extents)
+        # levels are whole numbers of at most 255, exact in half precision
+        parts.append(x.permute(0, 1, 3, 2, 4).reshape(-1, heads, tokens, d).to(kind))
+    added = None
+    bias, mask = _operand(node, 3), _operand(node, 4)
+    if bias is not None:
+        added = state.real(bias)[:, None]
+    if mask is not None:
+        m = state.real(mask)
+        m = m.repeat(1, batches // m.shape[1], 1, 1)[:, :, None]
+        added = m if added is None else added + m
+    if added is not None:
+        added = added.expand(state.batch, batches, heads, tq, tk)
+        added = added.reshape(-1, heads, tq, tk).to(kind)
+    query, key, value = parts
+    y = F.scaled_dot_product_attention(query, key, value, added, scale=node["alpha"])
+    q = state.quantization(node["in"][2])
+    assert q is not None
+    y = y.float() * q.scale
+    y = y.permute(0, 2, 1, 3).reshape(state.batch, batches * tq, heads * wide)
+    rows = state.table(node, "rows")
+    if rows is not None:
+        placed = torch.empty_like(y)
+        placed[:, rows.long()] = y
+        y = placed
+    state.store(node["out"][0], y)
+
+
+def _matmul(state: State, node: Mapping[str, Any]) -> None:
+    batches, m, n, k = (node[key] for key in ("batches", "m", "n", "k"))
+    a = _strided(state, node["in"][0], node["a"], {"batch": batches, "row": m, "col": k})
+    b = _strided(state, node["in"][1], node["b"], {"batch": batches, "row": k, "col": n})
+    state.store(node["out"][0], (a @ b) * node["alpha"])
+
+
+def _mean_rows(state: State, node: Mapping[str, Any]) -> None:
+    at = node["in"][0]
+    dims = tuple(range(1, len(state.value(at)["shape"])))
+    state.store(node["out"][0], _means(state, at, dims))
+
+
+def _pool2d(state: State, node: Mapping[str, Any]) -> None:
+    at, out = node["in"][0], node["out"][0]
+    kernel, stride, padding = node["kernel"], node["stride"], node.get("padding", [0, 0])
+    ceil = bool(node.get("ceil_mode", False))
+    q = state.quantization(at)
+    if node["mode"] == "max":
+        # int8 is exact in float16
+        x = state.raw(at).permute(0, 3, 1, 2)
+        wide = x.float() if q is None else x.to(torch.float16)
+        y = F.max_pool2d(wide, kernel, stride, padding, ceil_mode=ceil)
+        state.put(out, y.to(x.dtype).permute(0, 2, 3, 1))
+        return
+    x = (state.real(at) if q is None else state.levels(at)).permute(0, 3, 1, 2)
+    sums = F.avg_pool2d(x, kernel, stride, padding, ceil, divisor_override=1)
+    whole = bool(node.get("count_include_pad", True))
+    extents, sizes = x.shape[2:], sums.shape[2:]
+
+    def parts() -> NDArray[np.float32]:
+        counts = [
+            _window_sizes(extents[d], sizes[d], kernel[d], stride[d], padding[d], whole)
+            for d in (0, 1)
+        ]
+        part = np.float32(1) / np.multiply.outer(*counts).astype(np.float32)
+        return part if q is None else part * np.float32(q.scale)
+
+    y = sums * state.program.constant(("pool2d", at, out), parts)
+    state.store(out, y.permute(0, 2, 3, 1))
+
+
+def _window_sizes(
+    extent: int, count: int, kernel: int, stride: int, padding: int, whole: bool
+) -> NDArray[np.int64]:
+    """Positions that each window divides by, along one side."""
+    begin = np.arange(count) * stride - padding
+    end = np.minimum(begin + kernel, extent + padding)
+    if not whole:
+        begin, end = np.maximum(begin, 0), np.minimum(end, extent)
+    return end - begin
+
+
+def _adaptive_avg_pool2d(state: State, node: Mapping[str, Any]) -> None:
+    at = node["in"][0]
+    if list(node["size"]) == [1, 1]:
+        state.store(node["out"][0], _means(state, at, (1, 2)))
+        return
+    x = state.real(at).permute(0, 3, 1, 2)
+    y = F.adaptive_avg_pool2d(x, tuple(node["size"]))
+    state.store(node["out"][0], y.permute(0, 2, 3, 1))
+
+
+def _interpolate(state: State, node: Mapping[str, Any]) -> None:
+    x = state.real(node["in"][0])
+    axes = []
+    for d in (0, 1):
+        extent = x.shape[1 + d]
+        made = [
+            state.program.constant(
+                ("interpolate", node["out"][0], d, i),
+                functools.partial(_sample, node, d, extent, i),
+            )
+            for i in range(3)
+        ]
+        axes.append(made)
+    (y0, y1, ly), (x0, x1, lx) = axes
+    if node["mode"] == "nearest":
+        state.store(node["out"][0], x[:, y0][:, :, x0])
+        return
+    lx, ly = lx[:, None], ly[:, None, None]
+    top, bottom = (
+        x[:, y][:, :, x0] + (x[:, y][:, :, x1] - x[:, y][:, :, x0]) * lx for y in (y0, y1)
+    )
+    state.store(node["out"][0], top + (bottom - top) * ly)
+
+
+def _sample(node: Mapping[str, Any], d: int, extent: int, which: int) -> NDArray[Any]:
+    """Along a side, of each output position: its two neighbours (0, 1), the second's weight (2)."""
+    scale = node["scale"][d]
+    i = np.arange(node["size"][d], dtype=np.float64)
+    if node["mode"] == "nearest":
+        position = np.floor(i * scale)
+    elif node.get("align_corners", False):
+        position = i * scale
+    else:
+        position = np.maximum((i + 0.5) * scale - 0.5, 0.0)
+    low = np.minimum(np.floor(position).astype(np.int64), extent - 1)
+    found = (low, np.minimum(low + 1, extent - 1), (position - low).astype(np.float32))
+    return found[which]
+
+
+def _copy(state: State, node: Mapping[str, Any]) -> None:
+    chunk, at = node["chunk"], node["out"][0]
+    parts = [state.raw(i).expand(state.batch, *state.value(i)["shape"]) for i in node["in"]]
+    joined = torch.cat([p.reshape(state.batch, -1, chunk) for p in parts], 1)
+    index = state.table(node, "index")
+    assert index is not None
+    state.put(at, _gathered(joined, index, state.fill(at)))
+
+
+OPS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
+    "conv2d": _layer,
+    "linear": _layer,
+    "squeeze_excite": _squeeze_excite,
+    "lookup": _lookup,
+    "convert": _convert,
+    "unary": _unary,
+    "binary": _binary,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "attention": _attention,
+    "matmul": _matmul,
+    "pool2d": _pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "mean_rows": _mean_rows,
+    "reduce": _reduce,
+    "interpolate": _interpolate,
+    "copy": _copy,
+}
