@@ -19,6 +19,7 @@ from defakeq import detectors, networks  # noqa: E402
 from defakeq.conversion import convert, load, save  # noqa: E402
 from defakeq.data import open_dataset  # noqa: E402
 from defakeq.data.generate import Options, generate  # noqa: E402
+from defakeq.detectors.f3net import FadHead  # noqa: E402
 from defakeq.detectors.wavelet_clip import WaveletClip  # noqa: E402
 from defakeq.interface import Interface  # noqa: E402
 from defakeq.lower import ProgramModule  # noqa: E402
@@ -68,10 +69,11 @@ def _kinds(program):
     return {found["target"].split(".")[1] for found in program.explain()["fallbacks"]}
 
 
-def _check(name, backend, pictures, count):
+def _check(name, backend, pictures, count, calibration):
     model = _spread(name)
     x = _inputs(model, pictures, count)
-    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+    batches = _inputs(model, pictures, calibration).split(4)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), batches, backend=backend)
     with torch.no_grad():
         exact = torch.cat([model.score(one) for one in x.split(1)])
         found = converted.score(x)
@@ -89,7 +91,7 @@ def _check(name, backend, pictures, count):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [*QUICK, "wavelet_clip_small"])
 def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
-    model, converted, x = _check(name, backend, pictures, 6)
+    model, converted, x = _check(name, backend, pictures, 4, 8)
     same = [copy.deepcopy(converted)]
     if backend == "modules" or not converted.fallbacks:
         path = tmp_path / "detector.dfq"
@@ -106,7 +108,7 @@ def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
 def test_the_other_detectors_score_alike(name, backend, pictures):
-    _check(name, backend, pictures, 4)
+    _check(name, backend, pictures, 4, 12)
 
 
 def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
@@ -248,3 +250,18 @@ def test_the_detectors_are_listed():
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(detectors.names())
     assert re.fullmatch(r"lsda +256 x 256 +18\.73 M parameters", lines[7])
+
+
+def test_frequencies_are_not_rounded_to_eight_bits(pictures):
+    model = nn.Sequential(FadHead(64), nn.Conv2d(12, 4, 3, 2), nn.Flatten()).eval()
+    x = torch.stack([Interface(64).preprocess(image) for image in pictures[:4]])
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program")
+    program = converted.file()[1]["program"]
+    made = [(node["op"], program["values"][node["out"][0]]["dtype"]) for node in program["nodes"]]
+    # Two transforms of the picture and one in front of each band's second keep their range; the
+    # bands' pictures are the convolution's input, of 8 bits.
+    assert made.count(("linear", "float32")) == 6
+    assert made.count(("linear", "int8")) == 4
+    with torch.no_grad():
+        exact, found = model(x), converted(x)
+    assert (found - exact).norm() <= 0.03 * exact.norm()

@@ -17,6 +17,7 @@ from defakeq.lower.draft import Draft, Ref, Rows
 from defakeq.lower.groups import (
     ADDS,
     LAYERS,
+    MULS,
     Gate,
     find_gates,
     find_groups,
@@ -150,6 +151,9 @@ class Operands:
             aten.pad.default,
         )
         passes = passes or "getitem" in str(user.target)
+        # Factors of one value each, such as of frequencies: eight bits of the whole lose the small.
+        if user.target in MULS:
+            passes = any(used in self.captured.constants for used in user.all_input_nodes)
         return passes and user in floats
 
     # names
