@@ -65,8 +65,8 @@ def test_weights_are_small_and_of_16_bits():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"name: found 'mesonet' \(nearest: 'meso4'\)"):
-        reference.build("mesonet")
+    with pytest.raises(ValueError, match=r"name: found 'meso5' \(nearest: 'meso4'\)"):
+        reference.build("meso5")
 
 
 def test_evaluation_is_made_once_and_has_all_families(cache, faces):

@@ -1,8 +1,8 @@
 """Trains the reference detectors: ``python bench/accuracy/train.py``.
 
 Each learns to tell self-blended faces from real ones and is tested on all five forgery families.
-Training data is made once and kept in the cache folder (``DEFAKEQ_CACHE``). All four take about 40
-minutes on two cores; ``--only`` trains some, so that two processes can share the work. Written are
+Training data is made once and kept in the cache folder (``DEFAKEQ_CACHE``). All of it takes about
+18 minutes of one core; with ``--only`` two processes can share the work. It writes
 ``python/defakeq/reference/weights/NAME.safetensors`` (16 bits) and ``NAME.json``.
 """
 
