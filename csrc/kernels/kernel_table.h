@@ -155,8 +155,8 @@ struct KernelTable {
   void (*dw_f32)(const DwF32Args&);
   // planes of `bits` -> [steps][16][4] codes (1-bit codes come out doubled)
   void (*expand_codes)(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes);
-  // In place: a run of `steps` steps of [16][4] codes, of which `length` positions count, as gemm_s8
-  // reads it. Every tap is a run of its own. Null when that is the same.
+  // In place: a run of `steps` steps of [16][4] codes, of which `length` positions count, as
+  // gemm_s8 reads it. Every tap is a run of its own. Null when that is the same.
   void (*arrange_codes)(uint8_t* codes, int bits, int64_t steps, int64_t length);
   // [steps][16][4] codes -> [steps * 4][16] floats of code - zero_point
   void (*codes_to_f32)(const uint8_t* codes, int64_t steps, const int32_t* zero_point, float* out);

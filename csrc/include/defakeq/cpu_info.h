@@ -7,8 +7,8 @@
 
 namespace defakeq {
 
-// Instruction-set tiers are named, in rising order: "scalar", then "avx2", "avx512vnni" on x86-64 or
-// "neon", "neondot", "i8mm" on 64-bit ARM.
+// Instruction-set tiers are named, in rising order: "scalar", then "avx2", "avx512vnni" on x86-64
+// or "neon", "neondot", "i8mm" on 64-bit ARM.
 struct CpuInfo {
   std::string cpu;                     // the processor's own name
   std::vector<std::string> built;      // tiers this library has kernels for
