@@ -34,7 +34,10 @@ def run_ncnn(path: str, calls: int, winograd: bool) -> None:
     with open(path + ".param", encoding="utf-8") as file:
         sizes = dict(part.split("=") for part in file.readlines()[2].split()[5:])
     shape = (int(sizes["2"]), int(sizes["1"]), int(sizes["0"]))
-    x = ncnn.Mat(np.random.default_rng(0).integers(-127, 128, shape).astype(np.float32) * 0.03)
+    values = np.random.default_rng(0).integers(-127, 128, shape).astype(np.float32) * np.float32(
+        0.03
+    )
+    x = ncnn.Mat(values)  # does not own them
     for _ in range(calls):
         extractor = net.create_extractor()
         extractor.input("in", x)

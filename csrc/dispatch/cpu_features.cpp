@@ -115,8 +115,8 @@ std::string cpu_name() {
 #if defined(__linux__)
 namespace {
 
-// Of the processors in the set, those at least half as strong as the strongest: on a chip with big and
-// little cores a little one would hold the others up. All where the system does not say.
+// Of the processors in the set, those at least half as strong as the strongest: on a chip with big
+// and little cores a little one would hold the others up. All where the system does not say.
 int big_cores(const cpu_set_t& set) {
   long capacity[CPU_SETSIZE] = {}, largest = 0;
   for (int i = 0; i < CPU_SETSIZE; ++i) {

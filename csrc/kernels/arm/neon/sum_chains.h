@@ -1,5 +1,5 @@
-// Low-bit weights without a dot product, in assembly: 5 rows by 4 outputs, 32 positions a round. GCC
-// copies some of the 20 int16 sums every round otherwise.
+// Low-bit weights without a dot product, in assembly: 5 rows by 4 outputs, 32 positions a round.
+// GCC copies some of the 20 int16 sums every round otherwise.
 #pragma once
 
 #include <arm_neon.h>
@@ -10,25 +10,28 @@ namespace defakeq::neon {
 namespace {
 
 // v0-v3, v4-v7: weights of 4 outputs and two groups of 16 positions; x0, x1: a row's activations.
-#define DQ_GROUP(x, w0, w1, w2, w3, a, b, c, d)                                \
-  "smlal v" #a ".8h, v" #w0 ".8b, v" #x ".8b\n\tsmlal v" #b ".8h, v" #w1       \
-  ".8b, v" #x ".8b\n\tsmlal v" #c ".8h, v" #w2 ".8b, v" #x ".8b\n\tsmlal v" #d \
-  ".8h, v" #w3 ".8b, v" #x ".8b\n\tsmlal2 v" #a ".8h, v" #w0 ".16b, v" #x      \
-  ".16b\n\tsmlal2 v" #b ".8h, v" #w1 ".16b, v" #x ".16b\n\tsmlal2 v" #c        \
-  ".8h, v" #w2 ".16b, v" #x ".16b\n\tsmlal2 v" #d ".8h, v" #w3 ".16b, v" #x ".16b\n\t"
-#define DQ_ROW(row, x0, x1, a, b, c, d)                 \
-  "ldp q" #x0 ", q" #x1 ", [%[" #row "]], #32\n\t"      \
-  DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)                  \
-  DQ_GROUP(x1, 4, 5, 6, 7, a, b, c, d)
-#define DQ_SINGLE(row, x0, a, b, c, d)          \
-  "ldr q" #x0 ", [%[" #row "]], #16\n\t"        \
-  DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)
-#define DQ_WIDEN(a, b, at)                      \
-  "ldp q0, q1, [%[acc], #" #at "]\n\t"          \
-  "sadalp v0.4s, v" #a ".8h\n\t"                \
-  "sadalp v1.4s, v" #b ".8h\n\t"                \
-  "movi v" #a ".4s, #0\n\t"                     \
-  "movi v" #b ".4s, #0\n\t"                     \
+#define DQ_GROUP(x, w0, w1, w2, w3, a, b, c, d)                                                   \
+  "smlal v" #a ".8h, v" #w0 ".8b, v" #x ".8b\n\tsmlal v" #b ".8h, v" #w1 ".8b, v" #x              \
+  ".8b\n\tsmlal v" #c ".8h, v" #w2 ".8b, v" #x ".8b\n\tsmlal v" #d ".8h, v" #w3 ".8b, v" #x       \
+  ".8b\n\tsmlal2 v" #a ".8h, v" #w0 ".16b, v" #x ".16b\n\tsmlal2 v" #b ".8h, v" #w1 ".16b, v" #x  \
+  ".16b\n\tsmlal2 v" #c ".8h, v" #w2 ".16b, v" #x ".16b\n\tsmlal2 v" #d ".8h, v" #w3 ".16b, v" #x \
+  ".16b\n\t"
+#define DQ_ROW(row, x0, x1, a, b, c, d)                                                 \
+  "ldp q" #x0 ", q" #x1 ", [%[" #row "]], #32\n\t" DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d) \
+      DQ_GROUP(x1, 4, 5, 6, 7, a, b, c, d)
+#define DQ_SINGLE(row, x0, a, b, c, d) \
+  "ldr q" #x0 ", [%[" #row "]], #16\n\t" DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)
+#define DQ_WIDEN(a, b, at)     \
+  "ldp q0, q1, [%[acc], #" #at \
+  "]\n\t"                      \
+  "sadalp v0.4s, v" #a         \
+  ".8h\n\t"                    \
+  "sadalp v1.4s, v" #b         \
+  ".8h\n\t"                    \
+  "movi v" #a                  \
+  ".4s, #0\n\t"                \
+  "movi v" #b                  \
+  ".4s, #0\n\t"                \
   "stp q0, q1, [%[acc], #" #at "]\n\t"
 
 // Adds whole groups of 16 positions of all taps to acc; at most `most` groups meet in int16.

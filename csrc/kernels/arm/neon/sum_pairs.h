@@ -1,5 +1,5 @@
-// 8-bit weights without a dot product, in assembly: 4 rows by 4 outputs, two products an int16 lane.
-// GCC spills some of the 16 sums otherwise.
+// 8-bit weights without a dot product, in assembly: 4 rows by 4 outputs, two products an int16
+// lane. GCC spills some of the 16 sums otherwise.
 #pragma once
 
 #include <arm_neon.h>
@@ -10,14 +10,15 @@ namespace defakeq::neon {
 namespace {
 
 // A row: v0-v3 the weights of 4 outputs, v4 the activations, v5-v8 or v9-v12 the products.
-#define DQ_ROW(row, x, t0, t1, t2, t3, a, b, c, d)                                           \
-  "ldr q" #x ", [%[" #row "]], #16\n\t"                                                      \
-  "smull v" #t0 ".8h, v0.8b, v" #x ".8b\n\tsmull v" #t1 ".8h, v1.8b, v" #x                   \
-  ".8b\n\tsmull v" #t2 ".8h, v2.8b, v" #x ".8b\n\tsmull v" #t3 ".8h, v3.8b, v" #x            \
-  ".8b\n\tsmlal2 v" #t0 ".8h, v0.16b, v" #x ".16b\n\tsmlal2 v" #t1 ".8h, v1.16b, v" #x       \
-  ".16b\n\tsmlal2 v" #t2 ".8h, v2.16b, v" #x ".16b\n\tsmlal2 v" #t3 ".8h, v3.16b, v" #x      \
-  ".16b\n\tsadalp v" #a ".4s, v" #t0 ".8h\n\tsadalp v" #b ".4s, v" #t1 ".8h\n\tsadalp v" #c  \
-  ".4s, v" #t2 ".8h\n\tsadalp v" #d ".4s, v" #t3 ".8h\n\t"
+#define DQ_ROW(row, x, t0, t1, t2, t3, a, b, c, d)                                              \
+  "ldr q" #x ", [%[" #row                                                                       \
+  "]], #16\n\t"                                                                                 \
+  "smull v" #t0 ".8h, v0.8b, v" #x ".8b\n\tsmull v" #t1 ".8h, v1.8b, v" #x ".8b\n\tsmull v" #t2 \
+  ".8h, v2.8b, v" #x ".8b\n\tsmull v" #t3 ".8h, v3.8b, v" #x ".8b\n\tsmlal2 v" #t0              \
+  ".8h, v0.16b, v" #x ".16b\n\tsmlal2 v" #t1 ".8h, v1.16b, v" #x ".16b\n\tsmlal2 v" #t2         \
+  ".8h, v2.16b, v" #x ".16b\n\tsmlal2 v" #t3 ".8h, v3.16b, v" #x ".16b\n\tsadalp v" #a          \
+  ".4s, v" #t0 ".8h\n\tsadalp v" #b ".4s, v" #t1 ".8h\n\tsadalp v" #c ".4s, v" #t2              \
+  ".8h\n\tsadalp v" #d ".4s, v" #t3 ".8h\n\t"
 #define DQ_STORE(a, b, at) "stp q" #a ", q" #b ", [%[acc], #" #at "]\n\t"
 
 // Puts the sums over whole groups of 16 positions of all taps into acc.
