@@ -19,8 +19,8 @@ CMAKE_NATIVE = -G Ninja -DDEFAKEQ_TESTS=ON
 # Optimized builds with sanitizers have the compiler warn of paths that cannot be taken.
 CMAKE_SANITIZED = $(CMAKE_NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: demo test wheel-test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench pytest format \
-	clean
+.PHONY: demo test wheel-test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench \
+	test-arm test-arm-torch bench-arm wheel-arm pytest format clean
 
 $(VENV)/.base: pyproject.toml
 	PYTHON=$(PYTHON) tools/bootstrap.sh
@@ -81,6 +81,13 @@ native-sanitized:
 	cmake -S . -B $(BUILD)/sanitized $(CMAKE_SANITIZED) -DDEFAKEQ_ASAN=ON -DDEFAKEQ_UBSAN=ON
 	cmake --build $(BUILD)/sanitized --parallel $(JOBS)
 	cd $(BUILD)/sanitized && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
+
+# 64-bit ARM, emulated CPU by CPU (docs/boards.md)
+test-arm: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python JOBS=$(JOBS) tools/arm/test.sh $(ARM_TESTS)
+
+bench-arm: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python JOBS=$(JOBS) tools/arm/bench.sh
 
 native-bench:
 	PYTHON=$(PYTHON) tools/bootstrap.sh tests

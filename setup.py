@@ -2,7 +2,8 @@
 
 torch is no build requirement. The torch ops are built when a torch of at least 2.10 is found in the
 environment that is installed into. ``DEFAKEQ_TORCH`` overrides the search: the directory of a torch
-package, or ``off``.
+package, or ``off``. ``DEFAKEQ_BUILD_DIRECTORY`` names a configured CMake build to package instead
+of one for this interpreter: a cross build.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class CMakeBuild(build_ext):
         self.cmake_install(ROOT / "defakeq_kernels" if self.inplace else target)
 
     def cmake_directory(self) -> Path:
+        if "DEFAKEQ_BUILD_DIRECTORY" in os.environ:
+            return Path(os.environ["DEFAKEQ_BUILD_DIRECTORY"]).resolve()
         environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
         return (
             ROOT
@@ -121,8 +124,11 @@ class CMakeBuild(build_ext):
         )
 
     def cmake_build(self) -> None:
-        torch = find_torch()
         build = self.cmake_directory()
+        if "DEFAKEQ_BUILD_DIRECTORY" in os.environ:
+            subprocess.run(["cmake", "--build", str(build)], check=True)
+            return
+        torch = find_torch()
         build.mkdir(parents=True, exist_ok=True)
         import pybind11
 
@@ -155,7 +161,8 @@ class CMakeBuild(build_ext):
             stale.unlink()
         build = self.cmake_directory()
         subprocess.run(
-            ["cmake", "--install", str(build), "--prefix", str(target), "--component", "python"],
+            ["cmake", "--install", str(build), "--prefix", str(target), "--component", "python"]
+            + ([] if self.inplace else ["--strip"]),
             check=True,
         )
 

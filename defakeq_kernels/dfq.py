@@ -181,6 +181,19 @@ def add_layer(
     layers[name] = description
 
 
+def constant(tensors: Mapping[str, NDArray[Any]], value: Mapping[str, Any]) -> NDArray[Any]:
+    """A constant value of a program: its tensor, or the columns of it that an index names.
+
+    Args:
+        tensors: of the file.
+        value: an entry of the program's values with ``tensor``.
+    """
+    array = tensors[value["tensor"]]
+    if value.get("index") is not None:
+        array = array.reshape(-1, array.shape[-1])[:, tensors[value["index"]]]
+    return array.reshape(value["shape"])
+
+
 def layer(
     tensors: Mapping[str, NDArray[Any]], network: Mapping[str, Any], name: str
 ) -> PackedWeight:

@@ -69,6 +69,7 @@ class _Value:
     tensor: str | None
     base: int
     offset: int
+    array: Array | None = None
 
     @property
     def size(self) -> int:
@@ -147,9 +148,9 @@ class _Program:
         if dtype not in ("int8", "float32"):
             _bad(f"{field}.dtype", shown(dtype), '"int8" or "float32"')
         shape = _sizes(f"{field}.shape", _get(field, v, "shape"))
-        tensor = v.get("tensor")
+        tensor, array = v.get("tensor"), None
         if tensor is not None:
-            array = self.tensor(f"{field}.tensor", tensor)
+            array = self.constant(field, v, shape)
             if array.dtype != np.dtype(dtype) or array.shape != shape:
                 found = f"{array.dtype} {list(array.shape)}"
                 _bad(f"{field}.tensor", found, f"{dtype} {list(shape)}")
@@ -158,7 +159,24 @@ class _Program:
             base = _integer(f"{field}.base", v["base"], 0)
         offset = _integer(f"{field}.offset", v.get("offset", 0), 0)
         quantization = _quantization(field, v) if dtype == "int8" else None
-        return _Value(dtype, shape, quantization, tensor, base, offset)
+        return _Value(dtype, shape, quantization, tensor, base, offset, array)
+
+    def constant(self, field: str, v: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+        """A constant value: a tensor, or the columns of one that an index names."""
+        array = self.tensor(f"{field}.tensor", v.get("tensor"))
+        if v.get("index") is None:
+            return array
+        index = self.tensor(f"{field}.index", v["index"])
+        columns = array.shape[-1] if array.ndim else 1
+        if index.dtype != np.int32 or index.ndim != 1 or index.size == 0:
+            _bad(f"{field}.index", f"{index.dtype} {list(index.shape)}", "int32 [count]")
+        if int(index.min()) < 0 or int(index.max()) >= columns:
+            found = f"{index.min()} to {index.max()}"
+            _bad(f"{field}.index", found, f"0 to {columns - 1}")
+        wide = array.reshape(-1, columns)[:, index]
+        if wide.size != math.prod(shape):
+            _bad(f"{field}.index", f"{wide.size} elements", f"{math.prod(shape)}")
+        return wide.reshape(shape)
 
     def _check_view(self, i: int, value: _Value) -> None:
         if value.base < 0:
@@ -244,8 +262,8 @@ class _State:
 
     def load(self, field: str, at: int) -> Array:
         v = self.program.values[at]
-        if v.tensor is not None:
-            return self.program.tensors[v.tensor]
+        if v.array is not None:
+            return v.array
         base, part = self._place(at)
         if base not in self.storage or not bool(self.written[base][part].all()):
             _bad(field, f"value {at} before it is written", "values in the order of the nodes")
@@ -276,8 +294,8 @@ class _State:
         result = []
         for i, v in enumerate(self.program.values):
             base, part = self._place(i)
-            if v.tensor is not None:
-                result.append(self.program.tensors[v.tensor])
+            if v.array is not None:
+                result.append(v.array)
             elif base in self.storage and bool(self.written[base][part].all()):
                 result.append(self.storage[base][part].reshape(v.shape).copy())
             else:

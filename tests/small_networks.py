@@ -101,10 +101,10 @@ SMALL = {
 
 def build(name: str) -> tuple[nn.Module, int]:
     """A network with random weights in evaluation mode, and the size of its images."""
-    from defakeq.networks import _randomize
+    from defakeq.networks import randomize
 
     make, size = SMALL[name]
     torch.manual_seed(5)
     model = make().eval()
-    _randomize(model, size)
+    randomize(model, size)
     return model, size

@@ -13,8 +13,8 @@ from torch import nn
 from defakeq.compress import distortion, redundancy, statistics
 from defakeq.compress.allocate import Option
 from defakeq.compress.calibration import Calibration
+from defakeq.compress.choice import Chosen
 from defakeq.compress.graph import Graph, margin
-from defakeq.compress.pipeline import Chosen
 from defakeq_kernels.packed import PackedWeight
 
 

@@ -25,14 +25,7 @@ from defakeq.lower import ProgramModule  # noqa: E402
 from defakeq.plan import QuantPlan  # noqa: E402
 
 # What torch runs of a program; everything else is lowered.
-PHASES = {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real", "select", "mean"}
-NORM = "_native_batch_norm_legit_no_training"  # one that no convolution precedes
-FALLBACKS = {
-    "spsl": PHASES,
-    "meso4": {NORM},
-    "mesoinception4": {NORM},
-    "srm": {NORM, "mean", "amax", "bmm", "softmax"},
-}
+FALLBACKS = {"spsl": {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real"}}
 QUICK = ("meso4", "npr", "deit_tiny")
 
 
@@ -57,10 +50,12 @@ def pictures(tmp_path_factory):
 
 def _spread(name):
     """A detector with weights that are spread as trained ones are."""
-    model = WaveletClip(256, 4, 4).eval() if name == "wavelet_clip_small" else detectors.build(name)
+    if name != "wavelet_clip_small":
+        return detectors.untrained(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks.randomize(model, model.input_size[1])
+        model = WaveletClip(256, 4, 4).eval()
+        networks.randomize(model, 224)
     return model
 
 
@@ -82,14 +77,12 @@ def _check(name, backend, pictures, count):
         found = converted.score(x)
         assert torch.equal(model.interface.probability(converted(x)), found)
     assert found.shape == (len(x),)
-    # One in a hundred of a score; random weights make the scores differ little, so they are also
-    # compared by how they spread.
     assert (found - exact).abs().max() <= 0.01, (found - exact).abs().max()
     assert converted.input_size == model.input_size
     image = pictures[0]
     assert torch.equal(converted.preprocess(image), model.preprocess(image))
     if backend == "program":
-        assert _kinds(converted) <= FALLBACKS.get(name, set())
+        assert _kinds(converted) == FALLBACKS.get(name, set())
     return model, converted, x
 
 
@@ -113,7 +106,7 @@ def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [n for n in detectors.names() if n not in QUICK])
 def test_the_other_detectors_score_alike(name, backend, pictures):
-    _check(name, backend, pictures, 8)
+    _check(name, backend, pictures, 4)
 
 
 def test_a_program_file_says_how_to_read_pictures(pictures, tmp_path):
@@ -204,27 +197,27 @@ def _run(*words):
 
 def test_a_checkpoint_and_a_folder_come_to_a_file_and_a_score(tmp_path):
     data = tmp_path / "data"
-    generate(data, Options("folder", count=3, frames=1, size=96, splits=("train", "test")))
-    state = _spread("npr").state_dict()
-    weights = tmp_path / "npr.pth"
+    generate(data, Options("folder", count=2, frames=1, size=96, splits=("train", "test")))
+    state = _spread("meso4").state_dict()
+    weights = tmp_path / "meso4.pth"
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, weights)
-    out = tmp_path / "npr.dfq"
-    options = ("--detector", "npr", "--weights", weights, "--data", data, "--images", 6)
+    out = tmp_path / "meso4.dfq"
+    options = ("--detector", "meso4", "--weights", weights, "--data", data, "--images", 4)
     result = _run("convert", *options, "--dataset", "folder", "--out", out)
     assert result.exit_code == 0, result.output
     assert f"{out}: {out.stat().st_size} bytes" in result.stdout
 
     report = tmp_path / "metrics.json"
     result = _run(
-        "evaluate", out, "--data", data, "--float-model", weights, "--builder", "npr",
+        "evaluate", out, "--data", data, "--float-model", weights, "--builder", "meso4",
         "--json", report, "--repeats", 10, "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     document = json.loads(report.read_text())
-    assert "npr.dfq" in json.dumps(document)
-    assert "npr.pth" in json.dumps(document)
+    assert "meso4.dfq" in json.dumps(document)
+    assert "meso4.pth" in json.dumps(document)
     alone = _run(
-        "evaluate", weights, "--builder", "npr", "--data", data, "--quiet", "--repeats", 10
+        "evaluate", weights, "--builder", "meso4", "--data", data, "--quiet", "--repeats", 10
     )
     assert alone.exit_code == 0, alone.output
 

@@ -122,3 +122,31 @@ def test_programs_before_and_after_a_fallback():
     assert [entry["name"] for entry in explained["fallbacks"]] == ["sort"]
     with torch.no_grad():
         assert torch.allclose(converted(x), model(x), atol=0.05)
+
+
+class Phases(nn.Module):
+    """A spectrum, which is complex, between real parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2(x.mean(1, keepdim=True))
+        phases = torch.fft.ifft2(torch.exp(1j * torch.angle(spectrum))).real
+        return self.head(F.relu(self.conv(torch.cat([x, phases], 1))).mean((2, 3)))
+
+
+def test_complex_numbers_stay_with_torch():
+    torch.manual_seed(3)
+    model = Phases().eval()
+    x = torch.randn(2, 3, 16, 16)
+    converted = convert(model, x, QuantPlan.uniform(model, 8), [x], backend="program")
+    explained = converted.explain()
+    assert explained["stages"] == ["program", "torch", "program"]
+    assert all("complex64" in entry["reason"] for entry in explained["fallbacks"])
+    assert [node for node in converted.check(x[:1]) if not node.ok] == []
+    with torch.no_grad():
+        exact = model(x)
+        assert (converted(x) - exact).abs().max() <= 0.1 * exact.abs().max()

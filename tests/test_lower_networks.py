@@ -6,6 +6,7 @@ Small networks of the same blocks; the whole ones run with ``-m slow``.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,21 @@ PLANS = ("8", "4", "half")
 
 
 def plan_of(name: str, model: nn.Module, x: Tensor) -> QuantPlan:
+    if name == "restored":
+        return restored_plan(model, x)
     return half_plan(model, x[:1]) if name == "half" else QuantPlan.uniform(model, int(name))
+
+
+def restored_plan(model: nn.Module, x: Tensor) -> QuantPlan:
+    """The half plan with three half-precision inputs in every layer that has as many."""
+    layers = {}
+    for name, layer in half_plan(model, x[:1], bits=8).layers.items():
+        module = model.get_submodule(name)
+        inputs = layer.keep_in or range(module.weight.shape[1])
+        if getattr(module, "groups", 1) == 1 and len(inputs) > 3:
+            layer = replace(layer, half_in=tuple(inputs)[1:6:2])
+        layers[name] = layer
+    return QuantPlan(layers)
 
 
 def zeroed(model: nn.Module, plan: QuantPlan, x: Tensor) -> Tensor:
@@ -62,7 +77,7 @@ def zeroed(model: nn.Module, plan: QuantPlan, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("plan_name", ["8", "half"])
+@pytest.mark.parametrize("plan_name", ["8", "half", "restored"])
 def test_without_rounding_a_program_is_the_pruned_model(name: str, plan_name: str):
     model, size = build(name)
     x = networks.images(1, size)
@@ -76,6 +91,10 @@ def test_without_rounding_a_program_is_the_pruned_model(name: str, plan_name: st
     quants = calibrate(captured, {0: emitter}, [(x,)], "minmax")[0]
     found = Ideal(emitter, *assemble(emitter, quants))(x)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if plan_name == "restored":
+        asking = [name for name, layer in plan.layers.items() if layer.half_in]
+        given = {step.name for step in emitter.draft.steps if len(step.ins) == 3}
+        assert given.issuperset(asking)
     if plan_name == "half":
         shapes = [emitter.draft.values[step.outs[0]].shape for step in emitter.draft.steps]
         widths = [spec.weight.shape[0] for spec in emitter.layers.values()]
@@ -83,8 +102,11 @@ def test_without_rounding_a_program_is_the_pruned_model(name: str, plan_name: st
         assert sum(widths) < 0.7 * sum(dense), shapes
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("plan_name", ["8", "half"])
+@pytest.mark.parametrize(
+    ("name", "plan_name"),
+    [(name, plan) for name in SMALL for plan in ("8", "half")]
+    + [("resnet50", "restored"), ("efficientnet", "restored"), ("vit", "restored")],
+)
 def test_every_node_is_within_its_rounding(name: str, plan_name: str):
     model, size = build(name)
     x = networks.images(2, size)

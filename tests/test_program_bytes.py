@@ -145,7 +145,36 @@ def movement(b, q, out):
         b.output(b.node("lookup", [x], (12, 10), kept, table=table))
 
 
-CASES = (unary, binary, convert, layer_norm, rows, pooling, interpolate, products, layers, movement)
+def depthwise(b, q, out):
+    """Whole strips of channels and parts of one, whose lanes take segments of the output row."""
+    kept = q or Q
+    for channels, kernel, stride, symmetric in (
+        (16, 3, 1, True), (24, 5, 2, False), (72, 3, 2, True), (96, 7, 1, False), (200, 5, 1, True)
+    ):  # fmt: skip
+        x = b.input((9, 29, channels), kept)
+        options = {"groups": channels, "padding": kernel // 2, "symmetric": symmetric}
+        shape = (channels, 1, kernel, kernel)
+        layer = b.layer("conv2d", shape, kept, out, "relu", stride=stride, **options)
+        size = (-(-9 // stride), -(-29 // stride), channels)
+        b.output(b.node("conv2d", [x], size, out, layer=layer))
+
+
+def gates(b, q, out):
+    """Means over rows, products by channel and normalized rows of whole blocks."""
+    for channels in (16, 72, 200):
+        x = b.input((23, channels), q)
+        gate = b.constant(b.rng.integers(-32, 32, channels).astype(np.int8), OTHER)
+        b.output(b.node("mean_rows", [x], (channels,), out))
+        b.output(b.node("binary", [x, gate], (23, channels), out, fn="mul"))
+        options = {"eps": 1e-6, "gamma": b.tensor(b.rng.standard_normal(channels).astype("f4"))}
+        options["beta"] = b.tensor(b.rng.standard_normal(channels).astype("f4"))
+        b.output(b.node("layer_norm", [x], (23, channels), out, **options))
+
+
+CASES = (
+    unary, binary, convert, layer_norm, rows, pooling, interpolate, products, layers, movement,
+    depthwise, gates,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("out", [None, OTHER], ids=("float", "int8"))

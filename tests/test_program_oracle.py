@@ -233,3 +233,28 @@ def test_maxima_pass_over_values_that_are_no_numbers():
     geometry = {"kernel": [2, 2], "stride": [2, 2], "mode": "max"}
     _, found = one_node("pool2d", (2, 2, 1), (1, 1, 1), x=x, **geometry)
     assert found.item() == 2
+
+
+def test_constants_of_repeated_columns(tmp_path):
+    from defakeq_kernels import dfq, runtime
+
+    b = Builder()
+    x = b.input((2, 3, 4))
+    table = b.rng.standard_normal((2, 5)).astype(np.float32)
+    index = np.array([4, 0, 0, 1, 2, 3, 3, 3, 1, 0, 4, 4], np.int32)
+    held = b.value((2, 3, 4), tensor=b.tensor(table), index=b.tensor(index))
+    b.output(b.node("binary", [x, held], (2, 3, 4), fn="add"))
+    image = b.rng.standard_normal((1, 2, 3, 4)).astype(np.float32)
+    (found,) = oracle.run(b.source(), [image])
+    assert np.array_equal(found, image + table[:, index].reshape(1, 2, 3, 4))
+    path = tmp_path / "repeats.dfq"
+    path.write_bytes(dfq.dumps(b.tensors, b.network))
+    assert runtime.load(path)(image).tobytes() == found.tobytes()
+
+    for wrong, message in ((index + 1, "accepted"), (index[:-1], "accepted")):
+        b.tensors[b.values[held]["index"]] = wrong.astype(np.int32)
+        with pytest.raises(ValueError, match=rf"index: found .*{message}"):
+            oracle.run(b.source(), [image])
+        path.write_bytes(dfq.dumps(b.tensors, b.network))
+        with pytest.raises(RuntimeError, match=rf"index: found .*{message}"):
+            runtime.load(path)

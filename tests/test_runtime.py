@@ -336,7 +336,7 @@ def test_runs_after_fork():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
 def test_memory_that_is_not_there_is_refused_by_name(tmp_path):
-    """An arena of 400 MB, and packed weights of 64 MB, in a process that may have 48 more."""
+    """An arena of 400 MB, and packed weights of 25 MB, in a process that may have 16 more."""
     big = Builder()
     x = big.input((100_000_000,))
     big.output(big.node("unary", [x], (100_000_000,), None, fn="relu"))
@@ -346,7 +346,7 @@ def test_memory_that_is_not_there_is_refused_by_name(tmp_path):
     x = heavy.input((4096,), heavy.quant())
     index = np.arange(4096, dtype=np.int32)
     codes = np.zeros((4096, 2048), np.uint8)
-    for _ in range(8):
+    for _ in range(3):
         name = f"layer{len(heavy.network['layers'])}"
         segment = Segment(4, index, codes, np.full((4096, 1), 0.01, np.float32))
         weight = PackedWeight("linear", (4096, 4096), (segment,))
@@ -363,7 +363,7 @@ from defakeq_kernels.runtime import loads
 paths = [pathlib.Path(path) for path in sys.argv[1:]]
 files = {path.stem: path.read_bytes() for path in paths}
 used = int(re.search(r"VmSize:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text()).group(1))
-limit = used * 1024 + (48 << 20)
+limit = used * 1024 + (16 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for name, data in files.items():
     try:

@@ -96,9 +96,7 @@ def batches(
 
 
 def train(name: str, arguments: argparse.Namespace) -> None:
-    """Train one network and write its weights and report."""
-    from safetensors.torch import save_file
-
+    """Train one network and write its weights and report; Ctrl+C ends the training early."""
     recipe, start, spent = RECIPES[name], time.monotonic(), time.process_time()
     log: list[str] = []
 
@@ -107,7 +105,6 @@ def train(name: str, arguments: argparse.Namespace) -> None:
         print(name, log[-1], flush=True)
 
     torch.manual_seed(arguments.seed)
-    rng = np.random.default_rng(arguments.seed)
     shards = [
         training_pairs(arguments.pairs, arguments.faces, seed) for seed in range(arguments.shards)
     ]
@@ -117,17 +114,50 @@ def train(name: str, arguments: argparse.Namespace) -> None:
     model, average = NETWORKS[name](), NETWORKS[name]()
     model.to(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
+    average.eval()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{name}.safetensors"
     epochs = max(1, round(recipe.epochs * arguments.scale))
+    try:
+        for epoch, loss in enumerate(fit(model, average, pairs, recipe, epochs, arguments), 1):
+            store(average, path)
+            found = measure(average, validation)
+            aucs = {family: row["frame_auc"] for family, row in found.items()}
+            say(f"epoch {epoch} of {epochs}: loss {loss:.4f}, val {aucs}")
+    except KeyboardInterrupt:
+        say("ended early")
+    stored = store(average, path)
+    average.load_state_dict({k: v.to(average.state_dict()[k]) for k, v in stored.items()})
+    results = {
+        "val": measure(average, validation),
+        "test": measure(average, evaluation("test", 2 * arguments.people)),
+        "test, 128 pixels": measure(
+            average, resized(evaluation("test", arguments.people, size=128))
+        ),
+    }
+    say(f"test { {family: row['frame_auc'] for family, row in results['test'].items()} }")
+    write_report(name, arguments, recipe, results, log, time.process_time() - spent)
+
+
+def fit(
+    model: Reference,
+    average: Reference,
+    pairs: np.ndarray,
+    recipe: Recipe,
+    epochs: int,
+    arguments: argparse.Namespace,
+) -> Iterator[float]:
+    """Train ``model``, keep the running mean of its weights in ``average``; yield each loss."""
+    rng = np.random.default_rng(arguments.seed)
     steps = epochs * (len(pairs) // arguments.batch)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, weight_decay=recipe.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=steps + 1, pct_start=0.2
     )
-    arguments.output.mkdir(parents=True, exist_ok=True)
     done = 0
-    for epoch in range(epochs):
+    for _ in range(epochs):
         model.train()
-        total, before = 0.0, done
+        losses = []
         for x, y in batches(pairs, arguments.batch, rng):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
                 logits = model(x.contiguous(memory_format=torch.channels_last))
@@ -142,28 +172,23 @@ def train(name: str, arguments: argparse.Namespace) -> None:
             optimizer.step()
             schedule.step()
             done += 1
-            total += float(loss.detach())
+            losses.append(float(loss.detach()))
             blend_into(average, model, min(0.995, (done + 1) / (done + 10)))
-        found = measure(average.eval(), validation)
-        aucs = {family: row["frame_auc"] for family, row in found.items()}
-        say(f"epoch {epoch + 1} of {epochs}: loss {total / (done - before):.4f}, val {aucs}")
-        stored = {
-            key: value.half().contiguous() if value.is_floating_point() else value
-            for key, value in average.state_dict().items()
-        }
-        beside = arguments.output / f"{name}.safetensors.part"
-        save_file(stored, str(beside))
-        beside.replace(arguments.output / f"{name}.safetensors")
-    average.load_state_dict({k: v.to(average.state_dict()[k]) for k, v in stored.items()})
-    results = {
-        "val": measure(average, validation),
-        "test": measure(average, evaluation("test", 2 * arguments.people)),
-        "test, 128 pixels": measure(
-            average, resized(evaluation("test", arguments.people, size=128))
-        ),
+        yield float(np.mean(losses))
+
+
+def store(model: Reference, path: Path) -> dict[str, Tensor]:
+    """Write a network's weights with 16 bits, and return them."""
+    from safetensors.torch import save_file
+
+    stored = {
+        key: value.half().contiguous() if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
     }
-    say(f"test { {family: row['frame_auc'] for family, row in results['test'].items()} }")
-    write_report(name, arguments, recipe, results, log, time.process_time() - spent)
+    beside = path.with_name(f"{path.name}.part")
+    save_file(stored, str(beside))
+    beside.replace(path)
+    return stored
 
 
 def blend_into(average: nn.Module, model: nn.Module, keep: float) -> None:

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/python_arrays.h"
 #include "defakeq/program.h"
 
 namespace py = pybind11;
@@ -24,14 +25,6 @@ using defakeq::ProgramPort;
 std::string text(const std::vector<int64_t>& shape) {
   std::string out = "[N";
   for (const int64_t size : shape) out += ", " + std::to_string(size);
-  return out + "]";
-}
-
-std::string found(const py::array& array) {
-  std::string out = std::string(py::str(array.dtype())) + "[";
-  for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-    out += (d == 0 ? "" : ", ") + std::to_string(array.shape(d));
-  }
   return out + "]";
 }
 
@@ -54,8 +47,9 @@ std::vector<py::array> run(Program& program, const std::vector<py::array>& input
       good = x.shape(static_cast<py::ssize_t>(d) + 1) == ports[i].shape[d];
     }
     if (!good) {
-      throw std::invalid_argument("input '" + ports[i].name + "': found " + found(x) +
-                                  "; accepted is float32" + text(ports[i].shape));
+      throw std::invalid_argument("input '" + ports[i].name + "': found " +
+                                  defakeq::python::describe(x) + "; accepted is float32" +
+                                  text(ports[i].shape));
     }
     if (batch < 0) batch = x.shape(0);
     if (x.shape(0) != batch) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <string>
 #include <thread>
 
 #if defined(__linux__)
@@ -111,10 +112,31 @@ std::string cpu_name() {
 
 #endif
 
+#if defined(__linux__)
+namespace {
+
+// Of the processors in the set, those at least half as strong as the strongest: on a chip with big and
+// little cores a little one would hold the others up. All where the system does not say.
+int big_cores(const cpu_set_t& set) {
+  long capacity[CPU_SETSIZE] = {}, largest = 0;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (!CPU_ISSET(i, &set)) continue;
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(i) + "/cpu_capacity");
+    if (!(file >> capacity[i]) || capacity[i] <= 0) return CPU_COUNT(&set);
+    if (capacity[i] > largest) largest = capacity[i];
+  }
+  int count = 0;
+  for (const long value : capacity) count += value > 0 && 2 * value >= largest ? 1 : 0;
+  return count;
+}
+
+}  // namespace
+#endif
+
 int available_threads() {
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return big_cores(set);
 #endif
   const unsigned count = std::thread::hardware_concurrency();
   return count == 0 ? 1 : static_cast<int>(count);

@@ -4,6 +4,7 @@
 
 #include "ops/arena.h"
 #include "ops/post.h"
+#include "ops/product_rows.h"
 #include "ops/tasks.h"
 
 namespace defakeq {
@@ -32,7 +33,8 @@ class Product {
         images_(images),
         parallel_(parallel),
         gemv_(uses_gemv()),
-        activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4) {
+        activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4),
+        rows_(layer, kernels, images, activations_) {
     tasks_ = std::max(parallel.threads(), 1);
     chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(activations_.bytes_per_image(), 1),
                                  1, images.n);
@@ -51,9 +53,6 @@ class Product {
   }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
-  void find_taps();
-  void find_rows(int64_t begin, int64_t end);
-  void sum_rows(int64_t begin, int64_t end);
   int64_t rows_at_once() const;
   void run_by_rows();
   void run_by_strips();
@@ -69,7 +68,6 @@ class Product {
   void set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums);
 
   const PackedBlock& block(int i) const { return layer_.at<PackedBlock>(layer_.block_table)[i]; }
-  const int64_t* taps_of(int group) const { return tap_offset_ + int64_t{group} * layer_.taps; }
 
   const PackedLayer& layer_;
   const KernelTable& kernels_;
@@ -79,22 +77,15 @@ class Product {
   bool gemv_;
   Activations activations_;
   int tasks_ = 1;
+  ProductRows rows_;
   int64_t chunk_ = 1, rows_per_image_ = 1, m_ = 0;
 
   // scratch
   Strip* strips_ = nullptr;
   int64_t strip_count_ = 0;
-  int64_t* tap_offset_ = nullptr;       // [groups][taps]
-  int64_t* half_tap_offset_ = nullptr;  // [taps]
-  int64_t* piece_offset_ = nullptr;     // [pieces]
-  const int8_t** rows_ = nullptr;
-  const float** float_rows_ = nullptr;
-  const float** half_rows_ = nullptr;
-  int32_t* row_sum_ = nullptr;  // [groups or pieces][m]
-  float* row_scale_ = nullptr;  // [m], dynamic activations
-  uint8_t* codes_ = nullptr;    // a task: expanded codes of a strip
-  float* panel_ = nullptr;      // a task: float32 weights of a strip
-  float* sums_ = nullptr;       // a task: [m][32] intermediate results
+  uint8_t* codes_ = nullptr;  // a task: expanded codes of a strip
+  float* panel_ = nullptr;    // a task: float32 weights of a strip
+  float* sums_ = nullptr;     // a task: [m][32] intermediate results
   int64_t codes_bytes_ = 0, panel_floats_ = 0, sums_floats_ = 0;
   int32_t* cached_ = nullptr;  // a task: first block of the strip in codes_ / panel_, -1
   uint8_t* fill_ = nullptr;
@@ -130,20 +121,7 @@ void Product::place(Arena& arena) {
   const int64_t m = chunk_ * rows_per_image_;
   activations_.place(arena, chunk_, tasks_);
   strips_ = arena.take<Strip>(layer_.blocks);
-  tap_offset_ = arena.take<int64_t>(int64_t{layer_.taps} * layer_.groups);
-  piece_offset_ = arena.take<int64_t>(layer_.pieces);
-  if (!weight_only) rows_ = arena.take<const int8_t*>(m);
-  if (layer_.needs_float_rows) float_rows_ = arena.take<const float*>(m);
-  if (layer_.half_inputs > 0) {
-    half_rows_ = arena.take<const float*>(m);
-    half_tap_offset_ = arena.take<int64_t>(layer_.taps);
-  }
-  if (ints && !weight_only) {
-    row_sum_ = arena.take<int32_t>(m * std::max(layer_.groups, layer_.pieces));
-  }
-  if (layer_.act_mode == ActMode::kDynamicRow || layer_.act_mode == ActMode::kDynamicTensor) {
-    row_scale_ = arena.take<float>(m);
-  }
+  rows_.place(arena, chunk_, tasks_);
   if (ints) {
     codes_bytes_ = kTileBlocks * layer_.padded_steps * 64;
     codes_ = arena.take<uint8_t>(codes_bytes_ * tasks_);
@@ -164,69 +142,6 @@ void Product::place(Arena& arena) {
     if (args_.residual != nullptr) {
       slots_residual_ = arena.take<char>(m * layer_.slots() * size_of(args_.residual_dtype));
     }
-  }
-}
-
-void Product::find_taps() {
-  const int64_t pitch = activations_.pixel_pitch(), width = activations_.width();
-  const int64_t group_inputs = layer_.stored_inputs / layer_.groups;
-  const int64_t per_row = layer_.merged_row ? 1 : layer_.kernel[1];
-  for (int64_t t = 0; t < layer_.taps; ++t) {
-    const int64_t pixel =
-        t / per_row * layer_.dilation[0] * width + t % per_row * layer_.dilation[1];
-    for (int64_t g = 0; g < layer_.groups; ++g) {
-      tap_offset_[g * layer_.taps + t] = pixel * pitch + g * group_inputs;
-    }
-    if (half_tap_offset_ != nullptr) half_tap_offset_[t] = pixel * layer_.half_inputs;
-  }
-  for (int64_t p = 0; p < layer_.pieces; ++p) {
-    piece_offset_[p] =
-        tap_offset_[p / layer_.pieces_per_tap] + p % layer_.pieces_per_tap * layer_.group_size;
-  }
-}
-
-void Product::find_rows(int64_t begin, int64_t end) {
-  const int64_t pitch = activations_.pixel_pitch();
-  const int64_t width = activations_.width(), height = activations_.height();
-  const int8_t* bytes = activations_.int8_base();
-  const float* floats = activations_.float_base();
-  const float* halves = activations_.half_base();
-  const float* scales = activations_.image_scale();
-  int64_t n = begin / rows_per_image_, x = begin % images_.out_w;
-  int64_t y = begin % rows_per_image_ / images_.out_w;
-  for (int64_t r = begin; r < end;) {
-    const int64_t count = std::min(end - r, images_.out_w - x);
-    const int64_t first = (n * height + y * layer_.stride[0]) * width + x * layer_.stride[1];
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = first + i * layer_.stride[1];
-      if (rows_ != nullptr) rows_[r + i] = bytes + pixel * pitch;
-      if (float_rows_ != nullptr) float_rows_[r + i] = floats + pixel * pitch;
-      if (half_rows_ != nullptr) half_rows_[r + i] = halves + pixel * layer_.half_inputs;
-      if (row_scale_ != nullptr) row_scale_[r + i] = scales[n];
-    }
-    r += count;
-    x = 0;
-    if (++y == images_.out_h) {
-      y = 0;
-      ++n;
-    }
-  }
-}
-
-void Product::sum_rows(int64_t begin, int64_t end) {
-  if (row_sum_ == nullptr) return;
-  if (layer_.pieces > 1) {
-    for (int64_t p = 0; p < layer_.pieces; ++p) {
-      const int64_t start = p % layer_.pieces_per_tap * layer_.group_size;
-      const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
-      kernels_.row_sums(rows_ + begin, end - begin, piece_offset_ + p, 1, length,
-                        row_sum_ + p * m_ + begin);
-    }
-    return;
-  }
-  for (int g = 0; g < layer_.groups; ++g) {
-    kernels_.row_sums(rows_ + begin, end - begin, taps_of(g), layer_.taps, layer_.tap_length,
-                      row_sum_ + g * m_ + begin);
   }
 }
 
@@ -287,9 +202,9 @@ const float* Product::half_chain(int64_t task, const Strip& strip, int64_t row0,
   if (layer_.half_inputs == 0) return nullptr;
   float* sums = sums_ + task * sums_floats_;
   GemmF32Args a{};
-  a.rows = half_rows_ + row0;
+  a.rows = rows_.halves + row0;
   a.m = row1 - row0;
-  a.tap_offset = half_tap_offset_;
+  a.tap_offset = rows_.half_tap_offset;
   a.taps = layer_.taps;
   a.length = layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
   a.blocks = strip.count;
@@ -308,9 +223,9 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   const int64_t slot = int64_t{strip.first} * kBlock, slots = layer_.slots();
   float* sums = sums_ + task * sums_floats_;
   GemmS8Args a{};
-  a.rows = rows_ + row0;
+  a.rows = rows_.bytes + row0;
   a.m = row1 - row0;
-  a.tap_offset = taps_of(b.group);
+  a.tap_offset = rows_.taps_of(b.group);
   a.taps = layer_.taps;
   a.steps = layer_.tap_steps;
   a.blocks = strip.count;
@@ -318,7 +233,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   a.w = gemv_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
   a.w_stride = gemv_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
   a.bias = layer_.at<float>(layer_.bias) + slot;
-  a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;
+  a.row_scale = rows_.scales_from(row0);
   a.row_bias = half_chain(task, strip, row0, row1);
   a.row_bias_stride = int64_t{strip.count} * kBlock;
   const auto parameters = [&](int64_t piece) {
@@ -336,7 +251,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   };
   if (layer_.pieces == 1) {
     parameters(0);
-    a.row_sum = row_sum_ + b.group * m_ + row0;
+    a.row_sum = rows_.sums_of(b.group) + row0;
     set_output(a, strip, row0, false, nullptr);
     call();
     return;
@@ -349,10 +264,10 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
     const int64_t length = std::min<int64_t>(layer_.group_size, layer_.tap_length - start);
     const int64_t step = tap * layer_.tap_steps + start / 4;
     parameters(p);
-    a.tap_offset = piece_offset_ + p;
+    a.tap_offset = rows_.piece_offset + p;
     a.steps = (length + 3) / 4;
     a.w = w + (gemv_ ? step / kPlaneSteps * b.bits * 64 : step * 64);
-    a.row_sum = row_sum_ + p * m_ + row0;
+    a.row_sum = rows_.sums_of(p) + row0;
     set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
     call();
     a.row_bias = sums;
@@ -365,16 +280,16 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
   const int64_t reduction = layer_.taps * layer_.tap_length;
   float* sums = sums_ + task * sums_floats_;
   GemmF32Args a{};
-  a.rows = float_rows_ + row0;
+  a.rows = rows_.floats + row0;
   a.m = row1 - row0;
-  a.tap_offset = taps_of(b.group);
+  a.tap_offset = rows_.taps_of(b.group);
   a.taps = layer_.taps;
   a.length = layer_.tap_length;
   a.blocks = strip.count;
   a.last_lanes = block(strip.first + strip.count - 1).lanes;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.scale = layer_.at<float>(layer_.scale) + slot;
-  a.row_scale = row_scale_ != nullptr ? row_scale_ + row0 : nullptr;
+  a.row_scale = rows_.scales_from(row0);
   a.row_bias = half_chain(task, strip, row0, row1);
   a.row_bias_stride = int64_t{strip.count} * kBlock;
   if (b.bits == 16) {
@@ -414,7 +329,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
                             (a.length + 3) / 4, zero_point + p * slots + i * kBlock,
                             panel + i * a.w_stride);
     }
-    a.tap_offset = piece_offset_ + p;
+    a.tap_offset = rows_.piece_offset + p;
     a.scale = layer_.at<float>(layer_.scale) + p * slots + slot;
     set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
     kernels_.gemm_f32(a);
@@ -461,8 +376,8 @@ void Product::run_by_rows() {
               const int64_t end = std::min(last * kTileRows, m_);
               for (int64_t row0 = first * kTileRows; row0 < end; row0 += step) {
                 const int64_t row1 = std::min(row0 + step, end);
-                find_rows(row0, row1);
-                sum_rows(row0, row1);
+                rows_.find(row0, row1);
+                rows_.sum(row0, row1);
                 gather_residual_rows(row0, row1);
                 for (int64_t s = 0; s < strip_count_; ++s) run_strip(task, strips_[s], row0, row1);
                 scatter_out_rows(row0, row1);
@@ -472,9 +387,9 @@ void Product::run_by_rows() {
 
 // A task has strips of its own; rows are cut only when there are too few strips.
 void Product::run_by_strips() {
-  find_rows(0, m_);
+  rows_.find(0, m_);
   for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
-    sum_rows(begin, end);
+    rows_.sum(begin, end);
     gather_residual_rows(begin, end);
   });
   const int64_t parts =
@@ -498,7 +413,8 @@ void Product::run_by_strips() {
 void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
   activations_.prepare(first, count, tensor_scale, parallel_);
   m_ = count * rows_per_image_;
-  find_taps();
+  rows_.find_taps(m_);
+  rows_.sum_pixels(count, parallel_);
   const int64_t row0 = first * rows_per_image_;
   final_out_ = offset(args_.out, row0 * layer_.out_channels, layer_.out_dtype);
   post_ = make_post(layer_, args_);

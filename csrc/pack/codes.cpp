@@ -172,6 +172,7 @@ class Interleaver {
 }  // namespace
 
 void unpack_codes(const uint8_t* row, int64_t count, int bits, uint8_t* codes) {
+  if (count == 0) return;  // `row` may be null
   simd::with_bits(bits, [&]<int kBits>() {
     if constexpr (kBits == 8) {
       std::memcpy(codes, row, static_cast<size_t>(count));

@@ -38,6 +38,7 @@ struct Value {
   Quantization quantization;
   int64_t count = 0;                   // elements
   const TensorView* tensor = nullptr;  // of a constant
+  const TensorView* index = nullptr;   // the tensor's columns that a constant is made of
   int base = -1;                       // of a view
   int64_t offset = 0;                  // of a view, in elements
   bool is_input = false;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <set>
 #include <string>
 #include <utility>
@@ -42,6 +43,27 @@ int64_t product(const std::vector<int64_t>& shape) {
   return count;
 }
 
+// The columns of a constant's tensor [rows][columns] that make it [rows][index].
+const TensorView* read_columns(const DfqFile& file, const std::string& at, const Json* json,
+                               const Value& value) {
+  const TensorView* index = find_tensor(file, at, json, TensorType::kInt32, "I32");
+  const std::vector<int64_t>& shape = value.tensor->shape;
+  const int64_t columns = shape.empty() ? 1 : std::max<int64_t>(shape.back(), 1);
+  const int64_t rows = product(shape) / columns;
+  if (index->shape.size() != 1 || index->shape[0] < 1 || rows * index->shape[0] != value.count) {
+    bad(at, shown(*index),
+        "I32 whose count times " + std::to_string(rows) + " rows is " +
+            std::to_string(value.count) + " elements");
+  }
+  const auto* entries = reinterpret_cast<const int32_t*>(index->data);
+  for (int64_t i = 0; i < index->shape[0]; ++i) {
+    if (entries[i] < 0 || entries[i] >= columns) {
+      bad(at, std::to_string(entries[i]), "indices from 0 to " + std::to_string(columns - 1));
+    }
+  }
+  return index;
+}
+
 Value read_value(const DfqFile& file, const std::string& at, const Json& json, int64_t values) {
   fields::object(at, &json);
   Value value;
@@ -61,7 +83,11 @@ Value read_value(const DfqFile& file, const std::string& at, const Json& json, i
         (is_float ? "F32 with shape " : "I8 with shape ") + fields::shown(value.shape);
     value.tensor = find_tensor(file, field, name,
                                is_float ? TensorType::kFloat32 : TensorType::kInt8, accepted);
-    if (value.tensor->shape != value.shape) bad(field, shown(*value.tensor), accepted);
+    if (json.find("index") != nullptr) {
+      value.index = read_columns(file, at + ".index", json.find("index"), value);
+    } else if (value.tensor->shape != value.shape) {
+      bad(field, shown(*value.tensor), accepted);
+    }
     if (is_float) require_finite(field, *value.tensor);
   }
   return value;

@@ -11,6 +11,7 @@
 #include "defakeq/program.h"
 #include "runtime/crc32.h"
 #include "runtime/memory_plan.h"
+#include "tests/count_allocations.h"
 
 namespace defakeq {
 namespace {
@@ -162,24 +163,32 @@ std::vector<Tensor> tensors() {
           {"table", "I8", "[256]", table}};
 }
 
-std::vector<std::vector<float>> outputs_of(Program& program, int64_t batch) {
+// What a caller brings along.
+struct Arrays {
   std::vector<std::vector<float>> in, out;
-  const auto sized = [&](const ProgramPort& port) {
-    int64_t count = batch;
-    for (const int64_t size : port.shape) count *= size;
-    return std::vector<float>(static_cast<size_t>(count), 0.75f);
-  };
-  for (const ProgramPort& port : program.inputs()) in.push_back(sized(port));
-  for (const ProgramPort& port : program.outputs()) out.push_back(sized(port));
-  for (auto& x : in) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
-  }
   std::vector<const float*> inputs;
-  std::vector<float*> results;
-  for (const auto& x : in) inputs.push_back(x.data());
-  for (auto& y : out) results.push_back(y.data());
-  program.run(inputs.data(), results.data(), batch);
-  return out;
+  std::vector<float*> outputs;
+
+  Arrays(const Program& program, int64_t batch) {
+    const auto sized = [&](const ProgramPort& port) {
+      int64_t count = batch;
+      for (const int64_t size : port.shape) count *= size;
+      return std::vector<float>(static_cast<size_t>(count), 0.75f);
+    };
+    for (const ProgramPort& port : program.inputs()) in.push_back(sized(port));
+    for (const ProgramPort& port : program.outputs()) out.push_back(sized(port));
+    for (auto& x : in) {
+      for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
+    }
+    for (const auto& x : in) inputs.push_back(x.data());
+    for (auto& y : out) outputs.push_back(y.data());
+  }
+};
+
+std::vector<std::vector<float>> outputs_of(Program& program, int64_t batch) {
+  Arrays arrays(program, batch);
+  program.run(arrays.inputs.data(), arrays.outputs.data(), batch);
+  return arrays.out;
 }
 
 TEST(Program, RunsEveryKindOfNode) {
@@ -195,6 +204,34 @@ TEST(Program, RunsEveryKindOfNode) {
   }
   EXPECT_LE(program.info().live_bytes, program.info().arena_bytes);
 }
+
+#if defined(DEFAKEQ_COUNTS_ALLOCATIONS)
+TEST(Program, ARunAllocatesNothing) {
+  const Bytes small = build(network(), tensors());
+  // Large enough for several threads.
+  const Bytes large =
+      build(R"({"layers":{},"program":{"version":1,"values":[)" + q("[64,64,32]") + "," +
+                q("[64,64,32]") + "," + f("[64,64,32]") +
+                R"(],"inputs":[{"name":"x","value":0,"layout":"nchw"}],"outputs":[{"name":"y",)" +
+                R"("value":2,"layout":"nchw"}],"nodes":[)" +
+                R"({"op":"unary","name":"u","in":[0],"out":[1],"fn":"relu"},)" +
+                R"({"op":"convert","name":"c","in":[1],"out":[2]}]}})",
+            {});
+  for (const Bytes& bytes : {small, large}) {
+    for (int threads = 1; threads <= 3; ++threads) {
+      Program program = Program::parse(bytes.data(), bytes.size(), threads);
+      Arrays arrays(program, 2);
+      program.run(arrays.inputs.data(), arrays.outputs.data(), 2);  // starts the threads
+      const int64_t before = count_allocations();
+      program.run(arrays.inputs.data(), arrays.outputs.data(), 2);
+      EXPECT_EQ(count_allocations() - before, 0) << threads << " threads";
+    }
+  }
+  const int64_t before = count_allocations();
+  ::operator delete(::operator new(8));
+  EXPECT_EQ(count_allocations() - before, 1);
+}
+#endif
 
 TEST(Program, RefusesAnArenaThatDoesNotFit) {
   // 2^31 elements are accepted of one value, not of a thousand.

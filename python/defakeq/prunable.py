@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def analyse(model: nn.Module, example: Tensor) -> Channels:
         ValueError: an operation, a layer or a use of channels that is not understood, by name.
     """
     exported = torch.export.export(model, (example,))
-    return _Analysis(exported).run()
+    return _Analysis(exported, quantizable_layers(model)).run()
 
 
 def half_plan(
@@ -143,7 +143,7 @@ def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     if not own or all(layer.keep_out is None for layer in plan.layers.values()):
         return
     try:
-        channels = _Analysis(torch.export.export(model, *inputs)).run()
+        channels = _Analysis(torch.export.export(model, *inputs), quantizable_layers(model)).run()
     except ValueError:
         return
     alive: set[int] = set()
@@ -189,7 +189,8 @@ _MOVES = {
     "view", "reshape", "permute", "transpose", "flatten", "unsqueeze", "squeeze", "expand", "roll",
     "select", "slice", "cat", "repeat", "clone", "contiguous", "unbind", "split", "chunk", "alias",
     "detach", "split_with_sizes", "unflatten", "stack", "pad", "t", "movedim", "flip",
-    "pixel_unshuffle", "pixel_shuffle",
+    "pixel_unshuffle", "pixel_shuffle", "mT", "numpy_T", "narrow", "index_select",
+    "channel_shuffle",
 }  # fmt: skip
 _KEEPS = {
     "relu", "relu_", "relu6", "hardswish", "hardswish_", "silu", "silu_", "gelu", "sigmoid", "tanh",
@@ -197,16 +198,18 @@ _KEEPS = {
     "layer_norm", "dropout", "clamp", "neg", "abs", "leaky_relu", "to", "_to_copy",
 }  # fmt: skip
 _MEETS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum"}
+_MIXES = {"matmul", "mm", "bmm", "softmax", "var", "linalg_vector_norm", "rsqrt", "sqrt", "pow"}
 _POOLS = {
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
 }  # fmt: skip
 
 
 class _Analysis:
-    def __init__(self, exported: Any):
+    def __init__(self, exported: Any, layers: Iterable[str]):
         self.graph: fx.Graph = exported.graph_module.graph
         signature = exported.graph_signature
         self.parameters: dict[str, str] = dict(signature.inputs_to_parameters)
+        self.layers = set(layers)
         self.parent = [0]
         self.frozen: set[int] = set()
         self.outputs: dict[str, list[int]] = {}
@@ -294,9 +297,11 @@ class _Analysis:
             return value if keepdim else value.reshape(node.meta["val"].shape)
         if name == "scaled_dot_product_attention":
             return self.attention(node, args[0], args[1], args[2])
+        if name in _MIXES:
+            return self.mixed(node, *found)
         raise ValueError(
             f"model: found operation {name!r} ({node.name}) on channels; accepted is convolutions, "
-            "linear layers, attention, elementwise operations, pooling, and data movement"
+            "linear layers, attention, products, elementwise operations, pooling, and data movement"
         )
 
     def layer(
@@ -305,13 +310,12 @@ class _Analysis:
         source: Any = node.args[1]
         full = self.parameters.get(source.name, "")
         name, _, leaf = full.rpartition(".")
-        if leaf != "weight":
-            raise ValueError(
-                f"model: found {kind} ({node.name}) whose weight is no layer's parameter; accepted "
-                "is Conv2d and Linear modules"
-            )
-        if name in self.outputs:
-            raise ValueError(f"layer {name!r}: found a second call of it; accepted is one")
+        if leaf != "weight" or name not in self.layers:  # fixed filters and the like
+            return self.mixed(node, args[0])
+        if name in self.outputs:  # called again: its channels stay
+            self.frozen.update(self.outputs[name])
+            self.frozen.update(n for n in self.inputs.get(name, ()) if n)
+            return self.mixed(node, args[0])
         x, weight = args[0], source.meta["val"]
         shape = node.meta["val"].shape
         dim = 1 if kind == "conv2d" else x.dim() - 1
@@ -351,6 +355,12 @@ class _Analysis:
                     self.tie(a, b)
         return top
 
+    def mixed(self, node: fx.Node, *operands: Tensor) -> Tensor:
+        """The result of what reads channels that have to stay: it has no numbers."""
+        for x in operands:
+            self.frozen.update(x.unique().tolist())
+        return _zeros(node.meta["val"].shape)
+
     def meet(self, node: fx.Node, values: list[Tensor]) -> Tensor:
         if len(values) == 1:
             return values[0]
@@ -375,7 +385,8 @@ class _Analysis:
             for row, part in zip(rows, numbered, strict=True)
         ):
             return parts
-        for i, source in enumerate(node.args[0]):  # type: ignore[arg-type, union-attr]
+        sources: Any = node.args[0]
+        for i, source in enumerate(sources):
             if source in self.origins and not bool(parts[i].any()):
                 parts[i] = rows[0].expand(parts[i].shape)
                 self.added(source, parts[i])

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from defakeq.detectors import Detector
 from defakeq.detectors.checkpoint import LoadReport, load_into
 from defakeq.embedded.data import resize_input
 from defakeq.embedded.network import CHECKPOINT, PACKED, load_float, to_input
@@ -25,7 +26,7 @@ ByteImage = NDArray[np.uint8]
 EMBEDDED = "embedded"
 NO_FLOAT = "none"
 CHECKPOINTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
-_ACCEPTED = "a .dfq file, 'embedded', or 'package.module:function'"
+_ACCEPTED = "a .dfq file, a checkpoint and its builder, 'embedded', or 'package.module:function'"
 _MODULES = "the name of a detector, or 'package.module:function'"
 
 
@@ -142,7 +143,7 @@ def load_weights(module: nn.Module, path: Path) -> LoadReport:
 
     Raises ``ValueError`` for a file that is none or does not fit, by name.
     """
-    return load_into(module, path, getattr(module, "unused", ()))
+    return load_into(module, path, module.unused if isinstance(module, Detector) else ())
 
 
 def _scorer(what: str) -> Scorer:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/arm/dwconv.h"
+#include "kernels/arm/dwconv_3x3_dot.h"
 
 namespace defakeq {
 namespace {
@@ -43,22 +44,40 @@ inline void interleave(const DwDot& k, int64_t iy, int8_t* columns) {
   for (int64_t i = 0; i < left * 64; i += 16) vst1q_s8(columns + i, pad);
   for (int64_t i = right * 64; i < k.count * 64; i += 16) vst1q_s8(columns + i, pad);
   const int8_t* row[4];
-  bool all = k.n == kBlock;
+  int missing = 0;
   for (int j = 0; j < 4; ++j) {
     const int64_t y = iy + int64_t{j} * a.dilation[0];
     row[j] = y >= 0 && y < a.h ? a.x + y * a.w * a.x_stride + k.c0 : nullptr;
-    all = all && row[j] != nullptr;
+    if (row[j] == nullptr) missing |= 1 << j;
   }
   int8x16_t v[4];
-  if (all) {
-    for (int64_t c = left, at = (left - a.padding[1]) * a.x_stride; c < right;
-         ++c, at += a.x_stride) {
+  // kMissing: the rows outside the image, one bit each
+  const auto whole = [&]<int kMissing>() __attribute__((always_inline)) {
+    const int8_t* x[4] = {};
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) v[j] = vld1q_s8(row[j] + at);
-      store_column(columns + c * 64, v);
+    for (int j = 0; j < 4; ++j) {
+      v[j] = pad;
+      if (row[j] != nullptr) x[j] = row[j] + (left - a.padding[1]) * a.x_stride;
     }
-    return;
-  }
+    int64_t at = 0;
+    for (int8_t* out = columns + left * 64; out < columns + right * 64; out += 64) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        if constexpr ((kMissing & 1) != 0) {
+          if (j == 0) continue;
+        }
+        if constexpr ((kMissing & 8) != 0) {
+          if (j == 3) continue;
+        }
+        v[j] = vld1q_s8(x[j] + at);
+      }
+      store_column(out, v);
+      at += a.x_stride;
+    }
+  };
+  if (k.n == kBlock && missing == 0) return whole.template operator()<0>();
+  if (k.n == kBlock && missing == 1) return whole.template operator()<1>();
+  if (k.n == kBlock && missing == 8) return whole.template operator()<8>();
   for (int64_t c = left; c < right; ++c) {
     const int64_t at = (c - a.padding[1]) * a.x_stride;
     for (int j = 0; j < 4; ++j) {
@@ -168,6 +187,17 @@ inline void dw_rows(const DwDot& k) {
     }
     const bool second = oy + 1 < a.oy1;
     int64_t ox = 0;
+    if constexpr (!kFactor && kFinish == DwFinish::kBareInt8 && kKernel == 3) {
+      if (k.n == kBlock && a.out_w >= 2) {
+        ox = a.out_w / 2 * 2;
+        int8_t unused[kBlock];
+        int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+        dw_3x3_pairs({k.columns, k.weight, k.start, k.scale, k.bias, out,
+                      second ? out + a.out_w * a.out_stride : unused, a.out_stride,
+                      second ? a.out_stride : 0, k.int8.zero_point},
+                     ox / 2);
+      }
+    }
     for (; ox + 2 <= a.out_w; ox += 2) {
       dw_outputs<kFactor, kFinish, kY, 2, kKernel>(k, oy, ox, second);
     }

@@ -51,7 +51,8 @@ void expand_planes(const uint8_t* planes, int64_t steps, uint8_t* codes) {
   const auto store = [&]<int v>() __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
-      vst1q_u8(codes + v * 64 + part * 16, codes_of<kBits, v>(planes, part));
+      const uint8x16_t values = codes_of<kBits, v>(planes, part);
+      vst1q_u8(codes + v * 64 + part * 16, values);
     }
   };
   for (; steps > 0; steps -= kPlaneSteps) {

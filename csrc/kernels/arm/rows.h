@@ -22,6 +22,15 @@ DQ_INLINE int8x16_t load_bytes(const int8_t* x, int64_t count) {
 
 inline void row_sums_of(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
                         int64_t length, int32_t* sums) {
+  if (taps == 1 && length % 16 == 0 && length <= 64) {  // pixels
+    for (int64_t r = 0; r < m; ++r) {
+      const int8_t* x = rows[r] + tap_offset[0];
+      int32x4_t sum = vdupq_n_s32(0);
+      for (const int8_t* end = x + length; x < end; x += 16) sum = add_bytes(sum, vld1q_s8(x));
+      sums[r] = vaddvq_s32(sum);
+    }
+    return;
+  }
   for (int64_t r = 0; r < m; ++r) {
     int32x4_t sum = vdupq_n_s32(0), other = sum;
     for (int t = 0; t < taps; ++t) {
@@ -40,8 +49,8 @@ inline void row_sums_of(const int8_t* const* rows, int64_t m, const int64_t* tap
 }
 
 // Block after block, so that masks stay in registers while the rows pass. kSources: 1, 2 or 0 for
-// any number.
-template <int kSources>
+// any number; kWhole: n is 16.
+template <int kSources, bool kWhole>
 inline void shuffle_block(const ShuffleSource* sources, int count, const uint8_t* fill,
                           const uint8_t* src, int64_t src_stride, int64_t rows, uint8_t* dst,
                           int64_t dst_stride, int64_t n) {
@@ -67,7 +76,7 @@ inline void shuffle_block(const ShuffleSource* sources, int count, const uint8_t
         from[s] += src_stride;
       }
     }
-    if (n == kBlock) {
+    if constexpr (kWhole) {
       vst1q_u8(dst, bytes);
     } else {
       uint8_t last[kBlock];
@@ -84,11 +93,14 @@ inline void shuffle_rows(const ShufflePlan& plan, const uint8_t* src, int64_t sr
     const ShuffleSource* sources = plan.sources + plan.first[b];
     const int count = plan.first[b + 1] - plan.first[b];
     const int64_t left = plan.length - b * kBlock, n = left < kBlock ? left : kBlock;
-    const auto run = count == 1   ? shuffle_block<1>
-                     : count == 2 ? shuffle_block<2>
-                                  : shuffle_block<0>;
-    run(sources, count, plan.fill + b * kBlock, src, src_stride, rows, dst + b * kBlock, dst_stride,
-        n);
+    const auto run = [&]<int kSources>() {
+      return n == kBlock ? shuffle_block<kSources, true> : shuffle_block<kSources, false>;
+    };
+    const auto block = count == 1   ? run.template operator()<1>()
+                       : count == 2 ? run.template operator()<2>()
+                                    : run.template operator()<0>();
+    block(sources, count, plan.fill + b * kBlock, src, src_stride, rows, dst + b * kBlock,
+          dst_stride, n);
   }
 }
 

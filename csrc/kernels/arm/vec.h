@@ -48,6 +48,11 @@ struct Vec {
     const int32_t four = vgetq_lane_s32(vreinterpretq_s32_s8(vuzp1q_s8(even, even)), 0);
     std::memcpy(p, &four, 4);
   }
+  // lanes i and i + 2, i + 1
+  static float sum(F v) {
+    const float32x2_t pairs = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(pairs, 0) + vget_lane_f32(pairs, 1);
+  }
   static I lookup(const int8_t* table, I v) {
     int32_t lanes[W];
     vst1q_s32(lanes, v);
@@ -55,12 +60,6 @@ struct Vec {
     return vld1q_s32(lanes);
   }
 };
-
-// Keeps a value of an inner loop in its register: GCC copies and reorders accumulators otherwise.
-template <class T>
-static inline __attribute__((always_inline)) void keep(T& v) {
-  __asm__("" : "+w"(v));
-}
 
 }  // namespace
 }  // namespace defakeq

@@ -11,6 +11,12 @@ namespace defakeq::simd {
 template <class V>
 using Block = typename V::F[kBlock / V::W];
 
+// Whether a result is stored without anything but rounding.
+DQ_INLINE bool plain_int8(const Post& post) {
+  return post.out_dtype == DType::kInt8 && post.residual == nullptr && post.table == nullptr &&
+         post.activation == Activation::kNone;
+}
+
 // n <= 16 floats; the others come out as 0.
 template <class V>
 DQ_INLINE void load_floats(const float* p, int n, Block<V>& y) {

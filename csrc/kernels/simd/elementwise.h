@@ -5,6 +5,7 @@
 
 #include "kernels/node_args.h"
 #include "kernels/simd/blocks.h"
+#include "kernels/simd/rows.h"
 
 namespace defakeq::simd {
 
@@ -95,6 +96,11 @@ DQ_INLINE typename V::F apply_unary(UnaryFn fn, typename V::F x) {
 
 template <class V>
 void unary(UnaryFn fn, const Operand& x, const Post& post, void* out, int64_t begin, int64_t end) {
+  if (fn == UnaryFn::kIdentity && x.dtype == DType::kFloat32 && plain_int8(post)) {
+    quantize<V>(static_cast<const float*>(x.data) + begin, end - begin, post.inv_scale,
+                post.zero_point, post.low, post.high, static_cast<int8_t*>(out) + begin);
+    return;
+  }
   for_blocks(end - begin, [&](int64_t c, int n) __attribute__((always_inline)) {
     Block<V> y;
     load_block<V>(x, begin + c, n, y);
@@ -179,12 +185,6 @@ DQ_INLINE void binary_rows(const BinaryArgs& g, int64_t begin, int64_t end) {
       finish_block<V>(g.post, g.out, g.channels, r, c, n, y);
     });
   }
-}
-
-// Whether a result is stored without anything but rounding.
-DQ_INLINE bool plain_int8(const Post& post) {
-  return post.out_dtype == DType::kInt8 && post.residual == nullptr && post.table == nullptr &&
-         post.activation == Activation::kNone;
 }
 
 template <class V>

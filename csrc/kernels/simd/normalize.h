@@ -8,11 +8,69 @@
 
 namespace defakeq::simd {
 
-template <class V>
-void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t end) {
+// One row. kPlain: whole blocks of floats, gamma and beta, int8 output without anything else.
+template <class V, bool kPlain>
+DQ_INLINE void norm_row(const LayerNormArgs& g, const Post& post, int64_t r, int64_t from) {
   constexpr int kParts = kBlock / V::W;
   const float inv_count = 1.0f / static_cast<float>(g.count);
   const float absent = static_cast<float>(g.count - g.channels);
+  const int64_t at = from * g.channels, to = r * g.channels;
+  const auto load = [&](int64_t c, int n, Block<V>& x) __attribute__((always_inline)) {
+    if constexpr (kPlain) {
+      load_floats<V>(static_cast<const float*>(g.x.data) + at + c, kBlock, x);
+    } else {
+      load_block<V>(g.x, at + c, n, x);
+    }
+  };
+  Block<V> acc;
+  for (auto& part : acc) part = V::set1(0.0f);
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> x;
+    load(c, n, x);
+    for (int i = 0; i < kParts; ++i) acc[i] = V::add(acc[i], x[i]);
+  });
+  const float mean = sum_lanes<V>(acc) * inv_count;
+  const typename V::F vmean = V::set1(mean);
+  for (auto& part : acc) part = V::set1(0.0f);
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> d;
+    load(c, n, d);
+    for (auto& part : d) part = V::sub(part, vmean);
+    if constexpr (!kPlain) keep_lanes<V>(n, 0.0f, d);
+    for (int i = 0; i < kParts; ++i) acc[i] = V::fma(d[i], d[i], acc[i]);
+  });
+  const float variance = (sum_lanes<V>(acc) + absent * (mean * mean)) * inv_count;
+  const typename V::F inv_std = V::set1(1.0f / std::sqrt(variance + g.eps));
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> y, gamma, beta;
+    load(c, n, y);
+    for (auto& part : y) part = V::mul(V::sub(part, vmean), inv_std);
+    if constexpr (kPlain) {
+      load_floats<V>(g.gamma + c, kBlock, gamma);
+      load_floats<V>(g.beta + c, kBlock, beta);
+      int8_t* out = static_cast<int8_t*>(g.out.data) + to + c;
+      for (int i = 0; i < kParts; ++i) {
+        V::store_s8(out + i * V::W, quantized<V>(post, V::fma(y[i], gamma[i], beta[i])));
+      }
+      return;
+    }
+    if (g.gamma != nullptr || g.beta != nullptr) {
+      for (int i = 0; i < kParts; ++i) {
+        gamma[i] = V::set1(1.0f);
+        beta[i] = V::set1(0.0f);
+      }
+      if (g.gamma != nullptr) load_floats<V>(g.gamma + c, n, gamma);
+      if (g.beta != nullptr) load_floats<V>(g.beta + c, n, beta);
+      for (int i = 0; i < kParts; ++i) y[i] = V::fma(y[i], gamma[i], beta[i]);
+    }
+    finish_block<V>(post, g.out.data, 0, 0, to + c, n, y);
+  });
+}
+
+template <class V>
+void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t end) {
+  const bool plain = g.x.dtype == DType::kFloat32 && g.channels % kBlock == 0 &&
+                     g.gamma != nullptr && g.beta != nullptr && plain_int8(post);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t from = g.row_index != nullptr ? g.row_index[r] : r;
     if (from < 0) {
@@ -21,44 +79,11 @@ void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t
         for (auto& part : y) part = V::set1(0.0f);
         finish_block<V>(post, g.out.data, g.channels, r, c, n, y);
       });
-      continue;
+    } else if (plain) {
+      norm_row<V, true>(g, post, r, from);
+    } else {
+      norm_row<V, false>(g, post, r, from);
     }
-    const int64_t at = from * g.channels;
-    Block<V> acc;
-    for (auto& part : acc) part = V::set1(0.0f);
-    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-      Block<V> x;
-      load_block<V>(g.x, at + c, n, x);
-      for (int i = 0; i < kParts; ++i) acc[i] = V::add(acc[i], x[i]);
-    });
-    const float mean = sum_lanes<V>(acc) * inv_count;
-    const typename V::F vmean = V::set1(mean);
-    for (auto& part : acc) part = V::set1(0.0f);
-    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-      Block<V> d;
-      load_block<V>(g.x, at + c, n, d);
-      for (auto& part : d) part = V::sub(part, vmean);
-      keep_lanes<V>(n, 0.0f, d);
-      for (int i = 0; i < kParts; ++i) acc[i] = V::fma(d[i], d[i], acc[i]);
-    });
-    const float variance = (sum_lanes<V>(acc) + absent * (mean * mean)) * inv_count;
-    const typename V::F inv_std = V::set1(1.0f / std::sqrt(variance + g.eps));
-    for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-      Block<V> y;
-      load_block<V>(g.x, at + c, n, y);
-      for (auto& part : y) part = V::mul(V::sub(part, vmean), inv_std);
-      if (g.gamma != nullptr || g.beta != nullptr) {
-        Block<V> gamma, beta;
-        for (int i = 0; i < kParts; ++i) {
-          gamma[i] = V::set1(1.0f);
-          beta[i] = V::set1(0.0f);
-        }
-        if (g.gamma != nullptr) load_block<V>({g.gamma, DType::kFloat32, {}}, c, n, gamma);
-        if (g.beta != nullptr) load_block<V>({g.beta, DType::kFloat32, {}}, c, n, beta);
-        for (int i = 0; i < kParts; ++i) y[i] = V::fma(y[i], gamma[i], beta[i]);
-      }
-      finish_block<V>(post, g.out.data, g.channels, r, c, n, y);
-    });
   }
 }
 

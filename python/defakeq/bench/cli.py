@@ -104,7 +104,7 @@ def ops(
 @app.command()
 def model(
     network: Annotated[
-        list[str], typer.Argument(help="Names, as in defakeq.networks, or .dfq files.")
+        list[str], typer.Argument(help="Names of networks or detectors, or .dfq files.")
     ],
     engines: Annotated[
         str, typer.Option(help="Which engines, with commas between.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -28,7 +29,7 @@ class Network:
     """What is measured.
 
     Attributes:
-        name: in `defakeq.networks`, or of the file.
+        name: of a network or a detector (`network_names`), or of the file.
         cache: folder of the artefacts.
         program: a ``.dfq`` file that holds the network; None: it is built by its name.
     """
@@ -41,18 +42,33 @@ class Network:
         """Of the input, with a batch of one."""
         if self.program is not None:
             return (1, *runtime().load(self.program, threads=1).inputs[0]["shape"])
-        from defakeq import networks
-
-        return (1, *(int(n) for n in networks.build(self.name).input_size))  # type: ignore[union-attr]
+        return (1, *(int(n) for n in network_named(self.name).input_size))
 
     def digest(self, *sources: str) -> str:
-        """Of the network's definition, and of these modules and packages."""
+        """Of the network, and of these modules and packages."""
         found = hashlib.sha256()
         if self.program is not None:
             found.update(self.program.read_bytes())
-        for source in (*sources, *(() if self.program is not None else ("defakeq.networks",))):
+        else:
+            found.update(_definition(self.name))
+        for source in sources:
             found.update(_source(source))
         return found.hexdigest()[:12]
+
+
+@functools.cache
+def _definition(name: str) -> bytes:
+    """The parameters of a network and the source of the classes that it is made of."""
+    model = network_named(name)
+    found = hashlib.sha256()
+    kinds = {type(module) for module in model.modules()}
+    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        if kind.__module__.startswith("defakeq."):
+            found.update(inspect.getsource(kind).encode())
+    for key, tensor in model.state_dict().items():
+        found.update(key.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.digest()
 
 
 def _source(module: str) -> bytes:
@@ -127,12 +143,26 @@ class Engine:
         return (folder / self.file).stat().st_size
 
 
+def network_names() -> tuple[str, ...]:
+    """Of `defakeq.networks`, and of the detectors that are not among them."""
+    from defakeq import detectors, networks
+
+    return tuple(dict.fromkeys((*networks.NAMES, *detectors.names())))
+
+
+def network_named(name: str) -> Any:
+    """The float network of a name, its random weights spread as trained ones are."""
+    from defakeq import detectors, networks
+
+    return networks.build(name) if name in networks.NAMES else detectors.untrained(name)
+
+
 def built(network: Network) -> tuple[Any, list[Any]]:
     """The float network and images to calibrate with."""
     from defakeq import networks
 
-    model = networks.build(network.name).requires_grad_(False)
-    size = int(model.input_size[1])  # type: ignore[index]
+    model = network_named(network.name).requires_grad_(False)
+    size = int(model.input_size[1])
     return model, list(networks.images(_CALIBRATION, size).split(1))
 
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defakeq.bench.engine import INSTALL, Engine, Network, runtime
+from defakeq.bench.engine import (
+    INSTALL,
+    Engine,
+    Network,
+    network_named,
+    network_names,
+    runtime,
+)
 from defakeq.bench.engines import ENGINES, prepared
 from defakeq.bench.machine import machine_record
 from defakeq.bench.timing import Contender, interleave, pinned, repeated
@@ -30,7 +37,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def network_of(text: str, cache: Path | None = None) -> Network:
-    """A network by its name in `defakeq.networks`, or the path of a ``.dfq`` file.
+    """A network or detector by its name, or the path of a ``.dfq`` file.
 
     Raises:
         ValueError: neither.
@@ -40,11 +47,9 @@ def network_of(text: str, cache: Path | None = None) -> Network:
         if not path.is_file():
             raise ValueError(f"network: found {text!r}, no such file; accepted is a .dfq file")
         return Network(path.stem, cache_folder(cache), path)
-    from defakeq import networks
-
-    if text not in networks.NAMES:
-        names = ", ".join(networks.NAMES)
-        raise ValueError(f"network: found {text!r}; accepted is a .dfq file or one of {names}")
+    if text not in network_names():
+        accepted = ", ".join(network_names())
+        raise ValueError(f"network: found {text!r}; accepted is a .dfq file or one of {accepted}")
     return Network(text, cache_folder(cache))
 
 
@@ -58,9 +63,7 @@ def multiply_adds(network: Network) -> int:
     import torch
     from torch import Tensor, nn
 
-    from defakeq import networks
-
-    model = networks.build(network.name)
+    model = network_named(network.name)
     total = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -73,7 +76,7 @@ def multiply_adds(network: Network) -> int:
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)
     with torch.no_grad():
-        model(torch.zeros(1, *model.input_size))  # type: ignore[misc]
+        model(torch.zeros(1, *model.input_size))
     return total
 
 
@@ -107,8 +110,8 @@ def measure(
     """Run one network in turn in each engine, round by round.
 
     Args:
-        network: a name in `defakeq.networks`, or the path of a ``.dfq`` file, which "defakeq" and
-            the "...-export" engines run.
+        network: a network or detector by its name, or the path of a ``.dfq`` file, which "defakeq"
+            and the "...-export" engines run.
         engines: names in `ENGINES`. One that is not installed or fails is left out, with a note.
         plan: of our program, and of its exports to other engines: "8", "4", "half" or the path of
             a plan's JSON. A file has its own.

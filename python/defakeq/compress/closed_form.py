@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from defakeq.compress.distributed import average
 from defakeq.compress.graph import Block, Graph, Layer
 from defakeq.compress.grid import Grid, feedback, fit, refit
 from defakeq.compress.quantized import State, fake_act, float_call
@@ -41,6 +42,7 @@ def codes_by_outputs(
     feed_block(graph, block, xs, call)
     for name, second in seconds.items():
         layer, state = graph.layers[name], states[name]
+        average([second])
         states[name] = fed_back(layer, state, second / max(counts[name], 1), feed)
 
 
@@ -148,6 +150,7 @@ def correct_bias(
         state = states[name]
         assert state.bias is not None
         change = total / count
+        average([change])
         if state.keep_out is not None:
             change = change * state.keep_out
         states[name] = replace(state, bias=state.bias + change)

@@ -7,9 +7,10 @@ Each process looks at its part of the calibration images; sums and gradients are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,64 @@ def add(value: Tensor) -> Tensor:
     return value
 
 
+def extreme(value: Tensor, smallest: bool) -> Tensor:
+    """The smallest or largest over all processes, in place."""
+    if ranks().count > 1:
+        dist.all_reduce(value, dist.ReduceOp.MIN if smallest else dist.ReduceOp.MAX)
+    return value
+
+
+def mean(value: float) -> float:
+    """The mean over all processes of a number."""
+    if ranks().count == 1:
+        return value
+    held = torch.tensor(value, dtype=torch.float64, device=_device())
+    dist.all_reduce(held)
+    return float(held) / ranks().count
+
+
+def shared(make: Callable[[], Any]) -> Any:
+    """What `make` returns in the first process, in all of them; an error there is one in all."""
+    if ranks().count == 1:
+        return make()
+    held: list[Any] = [None, None]
+    if ranks().first:
+        try:
+            held[0] = make()
+        except Exception as error:  # raised below, in every process
+            held[1] = error
+    dist.broadcast_object_list(held, 0)
+    if held[1] is not None:
+        raise held[1]
+    return held[0]
+
+
+@overload
+def part(value: Tensor) -> Tensor: ...
+@overload
+def part(value: None) -> None: ...
+def part(value: Tensor | None) -> Tensor | None:
+    """This process's part of the images or labels; all parts are equally long.
+
+    Raises:
+        ValueError: fewer than two images for a process.
+    """
+    own = ranks()
+    if value is None or own.count == 1:
+        return value
+    size = len(value) // own.count
+    if size < 2:
+        raise ValueError(
+            f"calibration: found {len(value)} images for {own.count} processes; accepted is at "
+            "least two each"
+        )
+    return value[own.rank :: own.count][:size].contiguous()
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
 def average(values: Iterable[Tensor | None]) -> None:
     """The mean over all processes of each tensor, in place; they are sent as one."""
     count = ranks().count
@@ -72,3 +131,8 @@ def average(values: Iterable[Tensor | None]) -> None:
     for value in tensors:
         value.copy_(flat[at : at + value.numel()].reshape(value.shape))
         at += value.numel()
+
+
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """The mean over all processes of the gradients of what the optimizer moves."""
+    average([p.grad for own in optimizer.param_groups for p in own["params"]])

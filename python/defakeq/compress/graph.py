@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ class Layer:
     def groups(self) -> int:
         """Convolution groups."""
         return int(self.geometry[3]) if self.conv else 1
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of one image."""
+        return self.positions * self.weight.numel()
 
     @property
     def channel_dim(self) -> int:
@@ -176,6 +181,12 @@ class Graph:
             features = x
             x = self.run(block, x, call)
         return pooled(features), x
+
+
+def steps_of(layers: Iterable[Layer], batch: int, work: float, fewest: int, most: int) -> int:
+    """How many steps of a batch, forth and back, `work` multiply-adds are good for."""
+    a_step = 3.0 * batch * sum(layer.products for layer in layers)
+    return int(min(max(work / max(a_step, 1.0), fewest), most))
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ def show(found: dict[str, Any], console: Any) -> None:
         part = found["bytes"] / summary["checkpoint"]
         console.print(
             f"{part:.2%} of the float32 checkpoint ({summary['checkpoint']} bytes), asked was "
-            f"{summary['asked']:.2%}; hurt most: {', '.join(summary['hurt'])}"
+            f"{summary['asked']:.2%}; {summary['pruned']} outputs pruned; "
+            f"hurt most: {', '.join(summary['hurt'])}"
         )
         for name, value in summary["calibration"].items():
             console.print(f"  on the calibration images: {name.replace('_', ' ')} {value}")

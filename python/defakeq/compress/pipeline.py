@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from defakeq.compress import distortion, redundancy, report
-from defakeq.compress.allocate import Allocation, Option, Problem, solve
+from defakeq.compress import report
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
+from defakeq.compress.choice import SUMMARY, Chosen, Task, choose_options
+from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph
 from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
-from defakeq.compress.reconstruct import BlockResult, initial, reconstruct
-from defakeq.compress.redundancy import Masks, Redundancy
-from defakeq.compress.sizes import SEGMENT_JSON, Shape, checkpoint_bytes, half_cost, payload
+from defakeq.compress.reconstruct import BlockResult, reconstruct
+from defakeq.compress.sizes import checkpoint_bytes
 from defakeq.compress.statistics import LayerStatistics, collect
 from defakeq.compress.veft import align, choose, measured_drift
 from defakeq.compress.workdir import WorkDir, fingerprint
@@ -33,10 +32,6 @@ from defakeq_kernels import dfq
 
 _VERSION = 1
 _RANGE_IMAGES = 64  # of the ranges of a program's values
-_TRIES = 6
-_FOLDING = 8.0  # reconstruction takes back most of a rounding error, and little of a folding error
-_RESERVE = 0.01  # of the file, for restored channels
-_SUMMARY = 600  # bytes of the summary that a file carries
 
 
 @dataclass
@@ -111,42 +106,6 @@ def compress(
     return run.all(latency_table, work, device)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What stages 2 and 3 decided: options, input widths, folded weights, kept channels."""
-
-    options: dict[str, Option]
-    acts: dict[str, int]
-    weights: dict[str, Tensor]
-    masks: dict[str, Masks]
-    pruning: str
-
-    def initial(self, graph: Graph) -> dict[str, State]:
-        """States with nearest codes."""
-        return initial(graph, self.options, self.acts, self.weights, self.masks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Tensors and numbers, for `torch.save`."""
-        return {
-            "options": {name: dict(vars(option)) for name, option in self.options.items()},
-            "acts": self.acts,
-            "weights": self.weights,
-            "masks": {name: dict(vars(mask)) for name, mask in self.masks.items()},
-            "pruning": self.pruning,
-        }
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Chosen:
-        """The inverse of `to_dict`."""
-        return Chosen(
-            {name: Option(**own) for name, own in values["options"].items()},
-            values["acts"],
-            values["weights"],
-            {name: Masks(**own) for name, own in values["masks"].items()},
-            values["pruning"],
-        )
-
-
 class _Run:
     def __init__(
         self,
@@ -186,8 +145,13 @@ class _Run:
         key = fingerprint(self.source, [self.data.images, self.data.labels], settings)
         self.work = WorkDir(work, key)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.graph = Graph(self.source, self.data.images).to(where)
-        self.images = self.data.images.to(where)
+        images, labels = self.data.images, self.data.labels
+        if labels is not None and ranks().count > 1:  # every process gets both classes
+            order = labels.argsort(stable=True)
+            images, labels = images[order], labels[order]
+        images, self.labels = part(images), part(labels)
+        self.graph = Graph(self.source, images).to(where)
+        self.images = images.to(where)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
             chosen = self._timed("allocation", lambda: self._allocate(statistics))
@@ -206,7 +170,7 @@ class _Run:
         kept = self.work.load("statistics")
         if kept is not None:
             return {name: LayerStatistics(**values) for name, values in kept.items()}
-        data = Calibration(self.images, self.data.labels)
+        data = Calibration(self.images, self.labels)
         with self.bars.task("statistics", len(self.images)) as step:
             found = collect(self.graph, data, self.seed, step)
         self.work.save("statistics", {name: one.to_dict() for name, one in found.items()})
@@ -215,137 +179,19 @@ class _Run:
     def _allocate(self, statistics: dict[str, LayerStatistics]) -> Chosen:
         kept = self.work.load("allocation")
         if kept is None:
-            kept = self._chosen(statistics).to_dict()
+            kept = shared(lambda: self._chosen(statistics).to_dict())
             self.work.save("allocation", kept)
         chosen = Chosen.from_dict(kept)
         self.facts["pruning"] = chosen.pruning
         return chosen
 
     def _chosen(self, statistics: dict[str, LayerStatistics]) -> Chosen:
-        if self.preset.objective == "uniform":
-            return self._uniform()
-        groups: list[Redundancy] = []
-        channels = None
-        pruning = "none: not asked for"
-        if self.prune and self.preset.prune:
-            try:
-                channels = redundancy.channels_of(self.graph, self.images[:1])
-            except ValueError as error:
-                pruning = f"none: {error}"
-        if channels is not None:
-            with self.bars.task("redundancy", len(channels.groups)) as step:
-                found = redundancy.find(
-                    self.graph, channels, statistics, self.images, progress=step
-                )
-            groups, touched = redundancy.compatible(channels, found, self.graph.layers)
-            pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
-        options: dict[str, list[Option]] = {}
-        with self.bars.task("allocation", len(self.graph.layers)) as step:
-            for name, layer in self.graph.layers.items():
-                latency = self.table.of_name(name)
-                if self.preset.objective == "score":
-                    costs = distortion.scored(layer, statistics[name], self.preset.widths)
-                    options[name] = distortion.options(layer, costs, latency)
-                elif channels is None:
-                    costs = distortion.measured(layer, statistics[name], self.preset.widths)
-                    options[name] = distortion.options(layer, costs, latency)
-                else:
-                    rounding = distortion.rounding(layer, statistics[name], self.preset.widths)
-                    kept = redundancy.combinations(layer, channels, groups, touched[name])
-                    options[name] = distortion.pruned_options(layer, rounding, kept, latency)
-                step(1)
-            group_costs = [[_FOLDING * cost for cost in one.costs] for one in groups]
-            acts = {}
-            if self.preset.act_average is not None:
-                acts = {
-                    name: distortion.act_options(layer, statistics[name])
-                    for name, layer in self.graph.layers.items()
-                }
-            volume = None
-            if self.preset.act_average is not None:
-                values = sum(found[-1].volume / found[-1].bits for found in acts.values())
-                volume = self.preset.act_average * values
-            problem = Problem(
-                options, 0.0, group_costs, self.table.room(self.latency), acts, volume
-            )
-
-            def initial_of(allocation: Allocation) -> Chosen:
-                weights: dict[str, Tensor] = {}
-                masks: dict[str, Masks] = {}
-                if channels is not None:
-                    weights, masks = redundancy.pruned(
-                        self.graph, channels, statistics, groups, allocation.levels
-                    )
-                return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
-
-            return self._within_budget(problem, initial_of)
-
-    def _reserve(self) -> int:
-        """Bytes kept for the restored channels."""
-        share = self.preset.restored
-        if not self.veft or not share:
-            return 0
-        if self.preset.choice == "recovery":
-            return int(_RESERVE * self.budget)
-        narrow = min(self.preset.widths)
-        shapes = [Shape.of(layer) for layer in self.graph.layers.values()]
-        return int(sum(share * s.outs * half_cost(s, narrow) + SEGMENT_JSON for s in shapes))
-
-    def _within_budget(self, problem: Problem, chosen_of: Callable[[Allocation], Chosen]) -> Chosen:
-        """Solves, packs, and tightens by what the file has beside the layers' tensors."""
-        options = problem.layers
-        budget = self.budget - self._reserve() - _SUMMARY
-        least = sum(min(o.size for o in found) for found in options.values())
-        layers = max(0.93 * budget - 90.0 * len(options), float(least))
-        kept: Chosen | None = None
-        for _ in range(_TRIES):
-            allocation = solve(replace(problem, budget=layers))
-            chosen = chosen_of(allocation)
-            program = converted(
-                self.graph.model, chosen.initial(self.graph), self._ranges(2), mixed=False
-            )
-            _, most = file_size(program)
-            room = float(budget - most + allocation.size)
-            if most <= budget:
-                kept = chosen
-                if room - layers < 0.002 * budget:
-                    break
-            elif kept is not None:
-                break
-            elif room < least:
-                raise ValueError(
-                    f"size: found {self.size}, {self.budget} bytes; accepted is at least "
-                    f"{self._least(least - room):.4f}, at the narrowest widths"
-                )
-            layers = room
-        if kept is None:
-            raise RuntimeError(f"size: found no file of {self.budget} bytes in {_TRIES} tries")
-        return kept
-
-    def _uniform(self) -> Chosen:
-        """The widest width, the same for all layers but the ends, whose file fits."""
-        names = list(self.graph.layers)
-        for bits in sorted(self.preset.widths, reverse=True):
-            options = {}
-            for name, layer in self.graph.layers.items():
-                own = bits
-                if self.preset.ends is not None and name in (names[0], names[-1]):
-                    own = self.preset.ends
-                options[name] = Option(own, False, payload(Shape.of(layer), own), 0.0)
-            chosen = Chosen(options, {}, {}, {}, "none: not asked for")
-            states = chosen.initial(self.graph)
-            program = converted(self.graph.model, states, self._ranges(2), mixed=False)
-            most = file_size(program)[1] + _SUMMARY + self._reserve()
-            if most <= self.budget:
-                return chosen
-        raise ValueError(
-            f"size: found {self.size}, {self.budget} bytes; accepted is at least "
-            f"{self._least(most - self.budget):.4f}, at {min(self.preset.widths)} bits everywhere"
-        )
-
-    def _least(self, missing: float) -> float:
-        """The smallest part of the checkpoint that can be kept."""
-        return math.ceil((self.budget + missing) / checkpoint_bytes(self.source) * 1e4) / 1e4
+        task = Task(
+            self.graph, statistics, self.images, self._ranges(2), self.preset,
+            self.budget, checkpoint_bytes(self.source), self.veft, self.table,
+            self.latency,
+        )  # fmt: skip
+        return choose_options(task, self.prune and self.preset.prune, self.bars)
 
     def _ranges(self, count: int = _RANGE_IMAGES) -> Tensor:
         """The images from which a program's ranges are taken."""
@@ -376,7 +222,7 @@ class _Run:
         kept = self.work.load("alignment")
         if kept is None:
             settings = self.preset.alignment
-            with self.bars.task("alignment", settings.steps) as step:
+            with self.bars.task("alignment", settings.steps_of(self.graph)) as step:
                 tuned, before, after = align(
                     self.graph, self.images, states, settings, self.seed, step
                 )
@@ -416,8 +262,9 @@ class _Run:
         blocks: list[BlockResult],
     ) -> Compressed:
         images = self._ranges()
+        # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
-        room = self.budget - _SUMMARY - file_size(integer)[1]
+        room = self.budget - SUMMARY - file_size(integer)[1]
         states = self._restore(statistics, states, room)
         mixed = any(state.half is not None for state in states.values())
         own, plan = exported(self.graph.model, states, mixed)

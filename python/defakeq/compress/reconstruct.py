@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from defakeq.compress.allocate import Option
 from defakeq.compress.closed_form import codes_by_outputs, correct_bias, feed_block
+from defakeq.compress.distributed import mean, shared
 from defakeq.compress.graph import Block, Graph, margin
 from defakeq.compress.grid import fit
 from defakeq.compress.learning import Settings, learn_block, learn_layers
 from defakeq.compress.quantized import State, calling, observed
 from defakeq.compress.redundancy import Masks
+from defakeq_kernels.quantize import ActQuant
 
 __all__ = ["BlockResult", "Settings", "initial", "reconstruct"]
 
@@ -148,11 +151,12 @@ def _block(
                 float(((graph.run(block, x, call) - t) * alive).double().square().sum())
                 for x, t in zip(xs, targets, strict=True)
             )
-        return total / max(power, 1e-30)
+        return mean(total / max(power, 1e-30))
 
     observers = observed(states, lambda call: feed_block(graph, block, xs, call))
     for name, observer in observers.items():
-        act = observer.quantization(states[name].act_bits, settings.observer)
+        bits = states[name].act_bits
+        act: ActQuant = shared(partial(observer.quantization, bits, settings.observer))
         states[name] = replace(states[name], act=act)
     best = dict(states)
     least = result.errors["nearest"] = error()
@@ -172,7 +176,7 @@ def _block(
     if settings.bias:
         correct_bias(graph, block, xs, targets, states)
         keep("bias")
-    if settings.method != "nearest" and settings.steps:
+    if settings.method != "nearest" and settings.steps != 0:
         if settings.blocks:
             learn_block(graph, block, xs, targets, alive, states, settings, generator, fisher)
         else:

@@ -132,6 +132,7 @@ def summary(document: Mapping[str, Any]) -> dict[str, Any]:
         "asked": document["asked"],
         "checkpoint": document["checkpoint"],
         "seed": document["seed"],
+        "pruned": sum(e["outputs"] - e["kept_outputs"] for e in document["layers"]),
         "calibration": {k: round(calibration[k], 5) for k in keys if k in calibration},
         "hurt": [name[-40:] for name in document["hurt_most"][:3]],
     }

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from defakeq.compress.calibration import Calibration
+from defakeq.compress.distributed import average, extreme, ranks
+from defakeq.compress.distributed import mean as distributed_mean
 from defakeq.compress.graph import Graph, Layer, margin
 
 _ROWS = 4096  # sampled positions of a batch for the covariance
@@ -91,9 +93,38 @@ def collect(
                 progress(batch.shape[0])
     gradients = _gradients(graph, calibration, seed, progress)
     return {
-        name: _finished(layer, sums[name], gradients[name], calibration.labels)
+        name: combined(_finished(layer, sums[name], gradients[name], calibration.labels))
         for name, layer in graph.layers.items()
     }
+
+
+def combined(found: LayerStatistics) -> LayerStatistics:
+    """The statistics over the images of all processes, each of which has as many."""
+    if ranks().count == 1:
+        return found
+    mean, square = found.mean.clone(), found.variance + found.mean.square()
+    low, high = found.low.clone(), found.high.clone()
+    second, sensitivity = found.second.clone(), found.sensitivity.clone()
+    energy = found.energy.clone()
+    fisher = None if found.fisher is None else found.fisher.clone()
+    separation = None if found.separation is None else found.separation.clone()
+    average([mean, square, energy, second, sensitivity, fisher, separation])
+    extreme(low, smallest=True)
+    extreme(high, smallest=False)
+    return LayerStatistics(
+        mean,
+        (square - mean.square()).clamp(min=0),
+        low,
+        high,
+        energy,
+        distributed_mean(found.score),
+        second,
+        sensitivity,
+        distributed_mean(found.input_sensitivity),
+        found.positions,
+        fisher,
+        separation,
+    )
 
 
 def _observe(sums: _Sums, layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:

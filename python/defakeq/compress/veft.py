@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defakeq.compress.graph import Graph, Layer, LayerCall, margin
+from defakeq.compress.distributed import average_gradients, mean
+from defakeq.compress.graph import Graph, Layer, LayerCall, margin, steps_of
 from defakeq.compress.learning import Learned, Settings
 from defakeq.compress.quantized import State, calling, fake_act
 from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost
@@ -21,6 +22,8 @@ from defakeq.compress.statistics import LayerStatistics
 
 TEMPERATURE = 0.1
 GAMMA = 0.5  # weight of the contrastive loss
+_WORK = 4e12  # multiply-adds of the quantized models' passes, of which a step has two
+_CHECKED = 12  # steps between looks at the held-out images
 HELD_OUT = 4  # one batch in so many is not learned from
 
 
@@ -29,18 +32,27 @@ class Alignment:
     """How the model is fine-tuned.
 
     Attributes:
-        steps: of the optimizer.
+        steps: of the optimizer; None: as many as a fixed amount of work is good for, 24 to 192.
         rate: of the scales' logarithms, and relative to a weight's spread of the biases.
         codes: rate of the codes, in codes a step; 0: they stay.
         restored: part of the output channels that is restored in each step's mixed model.
         fixed: the same channels in every step, for comparison; the paper's choice is fresh ones.
+        moved: whether pictures are mirrored and shifted at random, and the float model asked anew:
+            a few hundred pictures are soon learned by heart.
     """
 
-    steps: int = 48
-    rate: float = 2e-3
+    steps: int | None = None
+    rate: float = 5e-4
     codes: float = 0.004
     restored: float = 0.1
     fixed: bool = False
+    moved: bool = True
+
+    def steps_of(self, graph: Graph) -> int:
+        """Steps for a model."""
+        if self.steps is not None:
+            return self.steps
+        return steps_of(graph.layers.values(), graph.batch, _WORK, 24, 192)
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class _Targets:
     margins: list[Tensor]
     spread: float
     energy: float
+    alive: Tensor
 
     @staticmethod
     def of(graph: Graph, batches: list[Tensor], states: Mapping[str, State]) -> _Targets:
@@ -84,7 +97,7 @@ class _Targets:
                 margins.append(margin(y))
         spread = float(torch.cat(margins).var()) if sum(map(len, margins)) > 1 else 1.0
         energy = float(torch.cat(features).square().mean())
-        return _Targets(features, margins, max(spread, 1e-12), max(energy, 1e-30))
+        return _Targets(features, margins, max(spread, 1e-12), max(energy, 1e-30), alive)
 
 
 def contrastive(anchor: Tensor, positive: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
@@ -122,53 +135,78 @@ def align(
         progress: called with 1 for each step.
 
     Returns:
-        The states, as they were when tuning did not help; the drift before and after.
+        The best states at any look at the held-out images, the first included; the drift before
+        and after.
     """
     batches = list(graph.batches(images))
     targets = _Targets.of(graph, batches, states)
     held = [i for i in range(len(batches)) if i % HELD_OUT == HELD_OUT - 1] or [0]
     used = [i for i in range(len(batches)) if i not in held] or [0]
     before = drift(graph, batches, targets, calling(states), held)
-    if not settings.steps:
+    steps = settings.steps_of(graph)
+    if not steps:
         return dict(states), before, before
     learned = {name: Learned.of(graph.layers[name], state) for name, state in states.items()}
     tuning = Settings(rate=settings.codes, scale_rate=settings.rate)
     groups = [group for one in learned.values() for group in one.parameters(tuning)]
     optimizer = torch.optim.Adam(groups)  # type: ignore[arg-type]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     every = torch.cat(targets.features)
     order: list[int] = []
     restored: dict[str, Tensor] = {}
-    for step in range(settings.steps):
+    best, least = dict(states), before
+    for step in range(steps):
         if not order:
             order = [used[j] for j in torch.randperm(len(used), generator=generator).tolist()]
         i = order.pop()
         if not restored or not settings.fixed:
             restored = _random_channels(learned, settings.restored, generator)
-        w = step / settings.steps
+        w = step / steps
+        x, a, wanted = batches[i], targets.features[i], targets.margins[i]
+        if settings.moved:
+            x = moved(x, generator)
+            with torch.no_grad():
+                a, y = graph.forward(x)
+                a, wanted = a * targets.alive, margin(y)
         with torch.enable_grad():
             weights = {name: one.weight() for name, one in learned.items()}
-            q, z = graph.forward(batches[i], _calling(learned, weights, {}))
-            v, _ = graph.forward(batches[i], _calling(learned, weights, restored))
-            a = targets.features[i]
+            q, z = graph.forward(x, _calling(learned, weights, {}))
+            v, _ = graph.forward(x, _calling(learned, weights, restored))
             own = torch.zeros(len(a), len(every), dtype=torch.bool, device=a.device)
             rows = torch.arange(len(a), device=a.device)
             own[rows, i * graph.batch + rows] = True
             loss = GAMMA * contrastive(a, w * v + (1 - w) * q, every, own)
             loss = loss + (q - a).square().mean() / targets.energy
-            loss = loss + (margin(z) - targets.margins[i]).square().mean() / targets.spread
+            loss = loss + (margin(z) - wanted).square().mean() / targets.spread
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+        average_gradients(optimizer)
         optimizer.step()
         schedule.step()
+        if (step + 1) % _CHECKED == 0 or step + 1 == steps:
+            tuned = {name: one.finished() for name, one in learned.items()}
+            after = drift(graph, batches, targets, calling(tuned), held)
+            if after.total < least.total:
+                best, least = tuned, after
         if progress is not None:
             progress(1)
-    tuned = {name: one.finished() for name, one in learned.items()}
-    after = drift(graph, batches, targets, calling(tuned), held)
-    if after.total < before.total:
-        return tuned, before, after
-    return dict(states), before, before
+    return best, before, least
+
+
+def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures [N, C, H, W], mirrored or not, shifted by up to a sixteenth; others as they are."""
+    if x.dim() != 4:
+        return x
+    draws = torch.rand(3, generator=generator).tolist()
+    if draws[0] < 0.5:
+        x = x.flip(3)
+    sides = zip(draws[1:], x.shape[2:], strict=True)
+    shifts = [round((draw - 0.5) * size / 8) for draw, size in sides]
+    pad = [max(shifts[1], 0), max(-shifts[1], 0), max(shifts[0], 0), max(-shifts[0], 0)]
+    wide = F.pad(x, pad, mode="replicate")
+    top, left = max(-shifts[0], 0), max(-shifts[1], 0)
+    return wide[:, :, top : top + x.shape[2], left : left + x.shape[3]].contiguous()
 
 
 def drift(
@@ -187,7 +225,7 @@ def drift(
             features += float((f - targets.features[i]).square().mean()) / targets.energy
             off = margin(y) - targets.margins[i]
             margins += float(off.square().mean()) / targets.spread
-    return Drift(margins / len(indices), features / len(indices))
+    return Drift(mean(margins / len(indices)), mean(features / len(indices)))
 
 
 def measured_drift(graph: Graph, images: Tensor, states: Mapping[str, State], mixed: bool) -> Drift:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defakeq.compress.distributed import ranks, shared
+
 
 class WorkDir:
     """A folder of finished stages of one compression.
@@ -28,8 +30,11 @@ class WorkDir:
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
         self.path = None if path is None else Path(path)
-        if self.path is None:
-            return
+        if self.path is not None and ranks().first:
+            self._open(key)
+
+    def _open(self, key: str) -> None:
+        assert self.path is not None
         self.path.mkdir(parents=True, exist_ok=True)
         marker = self.path / "key.json"
         found = None
@@ -47,6 +52,10 @@ class WorkDir:
         """What a stage saved; None: it is not finished."""
         if self.path is None:
             return None
+        return shared(lambda: self._read(name))
+
+    def _read(self, name: str) -> Any:
+        assert self.path is not None
         file = self.path / f"{name}.stage"
         if not file.is_file():
             return None
@@ -54,7 +63,7 @@ class WorkDir:
 
     def save(self, name: str, value: Any) -> None:
         """Keeps what a stage made: tensors, numbers, strings, lists and dictionaries."""
-        if self.path is None:
+        if self.path is None or not ranks().first:
             return
         write_whole(self.path / f"{name}.stage", lambda file: torch.save(value, file))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from defakeq import networks
 from defakeq.detectors import (
     efficientnet,
     f3net,
@@ -28,7 +29,7 @@ from defakeq.detectors import (
 from defakeq.detectors.base import Detector
 from defakeq.detectors.checkpoint import LoadReport, WeightsError
 
-__all__ = ["Detector", "LoadReport", "WeightsError", "build", "names"]
+__all__ = ["Detector", "LoadReport", "WeightsError", "build", "names", "untrained"]
 
 _BUILDERS: dict[str, Callable[[], Detector]] = {
     "deit_tiny": vision_transformers.deit_tiny,
@@ -83,3 +84,16 @@ def build(name: str, pretrained: str | os.PathLike[str] | None = None, seed: int
     if pretrained is not None:
         detector.load_weights(pretrained)
     return detector.eval()
+
+
+def untrained(name: str, seed: int = 0) -> Detector:
+    """A detector with random weights that are spread as trained ones are, to measure it with.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    detector = build(name, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks.randomize(detector, detector.interface.size)
+    return detector

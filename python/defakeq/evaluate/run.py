@@ -424,10 +424,12 @@ def write(path: Path, text: str) -> None:
 
 def show(document: dict[str, Any], timing: dict[str, float], console: Any) -> None:
     """Print the metrics as tables."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     for name, found in document["datasets"].items():
-        table = Table(title=f"{name}: {found['evaluated']} of {found['samples']} samples")
+        title = f"{name}: {found['evaluated']} of {found['samples']} samples"
+        table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))  # fits 80 columns
         for heading in ("network", "count", "AUC", "95 %", "EER", "AP", "accuracy", "ECE"):
             table.add_column(
                 heading, justify="left" if heading == "network" else "right", no_wrap=True

@@ -56,7 +56,8 @@ class Captured:
             for node in self.nodes:
                 args = fx.node.map_arg(node.args, lambda n: values[n])
                 kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                function: Any = node.target
+                values[node] = function(*args, **kwargs)
                 visit(node, values[node])
                 for used in node.all_input_nodes:
                     kept = used in self.constants or used in self.outputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,17 +40,22 @@ class NodeCheck:
         return self.outside == 0
 
 
-def instrumented(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network whose program returns its inputs and what every node stores, in this order."""
-    wide = copy.deepcopy(dict(network))
-    program = wide["program"]
+PORTS = 256  # that a program may have
+
+
+def instrumented(network: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Networks whose programs return, in order, their inputs and what every node stores."""
+    program = network["program"]
     numbers = [port["value"] for port in program["inputs"]]
     numbers += [node["out"][0] for node in program["nodes"]]
-    program["outputs"] = [
+    ports = [
         {"name": f"value{i}", "value": number, "layout": "plain"}
         for i, number in enumerate(numbers)
     ]
-    return wide
+    return [
+        {**network, "program": {**program, "outputs": ports[i : i + PORTS]}}
+        for i in range(0, len(ports), PORTS)
+    ]
 
 
 def check(
@@ -71,9 +75,10 @@ def check(
     Returns:
         the comparison of each input and node, in the order in which they run.
     """
-    wide = instrumented(network)
     arrays = [x.detach().float().numpy()[None] for x in inputs]
-    results: list[NDArray[np.float32]] = run(tensors, wide, arrays)
+    results: list[NDArray[np.float32]] = []
+    for wide in instrumented(network):
+        results += run(tensors, wide, arrays)
     bounds = Bounds(tensors, network)
     program = network["program"]
     held: dict[int, Tensor] = {}
@@ -105,7 +110,9 @@ def _keep(
     value = bounds.program["values"][number]
     y = torch.from_numpy(np.asarray(result[0])).double().reshape(value["shape"])
     bounds.put(held, number, y)
-    y = bounds.get(held, number)  # type: ignore[assignment]
+    stored = bounds.get(held, number)
+    assert stored is not None
+    y = stored
     low, high = interval
     middle = (low + high) / 2
     outside = (y < low) | (y > high) | ~torch.isfinite(y)

@@ -22,6 +22,7 @@ class Value:
     shape: tuple[int, ...]
     quant: Any = None
     tensor: str | None = None
+    index: str | None = None
     base: int | None = None
     offset: int = 0
     is_input: bool = False
@@ -117,8 +118,10 @@ class Draft:
         array = np.ascontiguousarray(array, dtype=np.float32)
         key = (array.shape, array.tobytes())
         if key not in self._constants:
-            tensor = self.tensor(f"program.{name}", array)
-            self._constants[key] = self.value("float32", array.shape, tensor=tensor)
+            stored, index = _repeats(array)
+            tensor = self.tensor(f"program.{name}", stored)
+            where = None if index is None else self.tensor("program.repeats", index)
+            self._constants[key] = self.value("float32", array.shape, tensor=tensor, index=where)
         return self._constants[key]
 
     def whole(self, value: int) -> Ref:
@@ -256,6 +259,25 @@ class Draft:
             step.attributes["index"] = self.tensor(f"program.{step.name}.index", index)
             self._copies[key] = out
         return self._copies[key]
+
+
+def _repeats(
+    array: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """An array [rows, ...] whose columns repeat, as the different ones and where they go.
+
+    They are numbered by their first places, so equal patterns have equal indices.
+    """
+    if array.ndim < 3 or array.size < 1024:
+        return array, None
+    flat = array.reshape(array.shape[0], -1)
+    columns = np.ascontiguousarray(flat.T).view(f"V{4 * flat.shape[0]}").ravel()
+    numbers: dict[bytes, int] = {}
+    index = np.array([numbers.setdefault(c.tobytes(), len(numbers)) for c in columns], np.int32)
+    if len(numbers) * 2 > flat.shape[1]:
+        return array, None
+    first = np.unique(index, return_index=True)[1]
+    return np.ascontiguousarray(flat[:, first]), index
 
 
 def _chunk(flat: NDArray[np.int64], sizes: list[int]) -> int:

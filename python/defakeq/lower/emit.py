@@ -17,16 +17,14 @@ from defakeq.lower.groups import (
     is_global_mean,
     unary_of,
 )
-from defakeq.lower.moves import Moves
 from defakeq.lower.operands import IDENTITIES, VIEWS, Unsupported
-from defakeq.lower.pooling import Pooling
 from defakeq.lower.reductions import REDUCTIONS, SOFTMAX, Reductions
 from defakeq.lower.transformers import Transformers
 
 aten = torch.ops.aten
 
 
-class Emitter(Moves, Elementwise, Gates, Pooling, Reductions, Transformers):
+class Emitter(Elementwise, Gates, Reductions, Transformers):
     """Emits the program of a captured graph into a draft."""
 
     def run(self, unsupported: dict[Node, str] | None = None) -> None:

@@ -114,6 +114,8 @@ def assemble(emitter: Emitter, quants: dict[Any, ActQuant]) -> tuple[dfq.Tensors
             entry.update(_described(quants[value.quant]))
         if value.tensor is not None:
             entry["tensor"] = value.tensor
+        if value.index is not None:
+            entry["index"] = value.index
         if value.base is not None:
             entry["base"], entry["offset"] = value.base, value.offset
         values.append(entry)

@@ -40,14 +40,11 @@ class Gates(Products):
         pool = self.key(gate.pool, "pool")
         attributes: dict[str, Any] = {"pool": pool}
         hidden_rows = Rows(-1, 1, rows.width, rows.columns)
-        hidden = self._gate_layer(gate.fc1, hidden_rows, None, 1, attributes)
-        kept1 = self._gate_kept
-        columns = np.full(self.layers[attributes["fc1"]].weight.shape[0], -1, np.int64)
+        attributes["hidden"], stored = self._gate_layer(gate.fc1, hidden_rows, None, 1, attributes)
         columns = np.full(gate_outs(gate.fc1, self.captured), -1, np.int64)
-        columns[kept1] = np.arange(len(kept1))
-        second = Rows(-1, 1, len(kept1), columns)
-        final = self._gate_layer(gate.fc2, second, layout, 2, attributes)
-        attributes["hidden"], attributes["gate"] = hidden, final
+        columns[stored] = np.arange(len(stored))
+        second = Rows(-1, 1, len(stored), columns)
+        attributes["gate"], _ = self._gate_layer(gate.fc2, second, layout, 2, attributes)
         quant = self.key(gate.out)
         out = self.draft.value("int8", (height, width, rows.width), quant)
         x = self.shaped(rows.value, (height, width, rows.width))
@@ -60,22 +57,24 @@ class Gates(Products):
 
     def _gate_layer(
         self, group: Group, rows: Rows, layout: Any, which: int, attributes: dict[str, Any]
-    ) -> Any:
+    ) -> tuple[Any, Any]:
+        """Adds one of the two layers; its quantization's key, and the channel of each output."""
         node, layer = group.layer, self.plan_of(group.layer)
         constants = self.captured.constants
         bias_node = args_of(node)[2] if len(args_of(node)) > 2 else None
         bias = constants[bias_node] if isinstance(bias_node, Node) else None
         weight, offset = folded(constants[args_of(node)[1]], bias, group.affine)
-        weight = weight.reshape(weight.shape[:2])
+        weight = weight.reshape(len(weight), -1)
         name = self.layer_name(node)
-        outs = weight.shape[0]  # type: ignore[misc]
+        outs = gate_outs(group, self.captured)
+        ins = weight.size // outs
         spec = LayerSpec(
             self.draft.unique(name) if name in self.layers else name,
             "linear",
             weight,
             offset.astype(np.float32),
             np.arange(outs),
-            np.arange(weight.shape[1]),  # type: ignore[misc]
+            np.arange(ins),
             layer,
             factor=factor_of(group.affine, outs),
         )
@@ -84,7 +83,6 @@ class Gates(Products):
         assert function is not None
         if layout is None:
             layout = kept if function.keeps_zero else np.arange(outs)
-        self._gate_kept = layout
         spec.channels = np.where(np.isin(layout, kept), layout, -1)
         weight = np.where(spec.channels[:, None] >= 0, weight[layout], 0).astype(np.float32)
         assert spec.bias is not None
@@ -102,7 +100,7 @@ class Gates(Products):
             self.tables[table] = (pre, quant, function.apply)
             attributes[f"table{which}"], attributes[f"fn{which}"] = table, function.label
             attributes[f"pre{which}"] = pre
-        return quant
+        return quant, layout
 
 
 def gate_outs(group: Group, captured: Captured) -> int:

@@ -139,8 +139,9 @@ def mover(node: Node) -> Callable[..., Any]:
     """The function of a node that moves data, for tensors of any strides."""
     if node.target in (aten.view.default, aten._unsafe_view.default):
         return torch.reshape
-    target: Callable[..., Any] = node.target  # type: ignore[assignment]
-    return target
+    target: Any = node.target
+    function: Callable[..., Any] = target
+    return function
 
 
 def find_groups(captured: Captured) -> dict[Node, Group]:

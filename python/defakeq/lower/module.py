@@ -90,7 +90,8 @@ class TorchStage:
 
             args = fx.node.map_arg(node.args, value)
             kwargs = fx.node.map_arg(node.kwargs, value)
-            held[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+            function: Any = node.target
+            held[node.name] = function(*args, **kwargs)
 
 
 Stage = ProgramStage | TorchStage

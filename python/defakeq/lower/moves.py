@@ -21,9 +21,10 @@ aten = torch.ops.aten
 class Moves(Operands):
     """Emits what moves data."""
 
-    def _apply(self, node: Node, function: Callable[..., Any] | None = None) -> Any:
-        source = args_of(node)[0]
-        ref = self.ref(source)
+    def _apply(
+        self, node: Node, function: Callable[..., Any] | None = None, ref: Ref | None = None
+    ) -> Any:
+        ref = self.ref(args_of(node)[0]) if ref is None else ref
         function = function or mover(node)
         args = fx.node.map_arg(
             args_of(node)[1:], lambda n: self.captured.constants[n] if isinstance(n, Node) else n

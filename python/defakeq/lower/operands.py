@@ -17,11 +17,13 @@ from defakeq.lower.draft import Draft, Ref, Rows
 from defakeq.lower.groups import (
     ADDS,
     LAYERS,
+    Gate,
     find_gates,
     find_groups,
     members,
 )
 from defakeq.lower.layers import LayerSpec
+from defakeq.lower.restored import Asked
 from defakeq.plan import LayerPlan, QuantPlan
 
 aten = torch.ops.aten
@@ -74,6 +76,9 @@ VIEWS = {
 }
 
 
+PLAIN_VIEWS = VIEWS - {aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default}
+
+
 class Unsupported(Exception):
     """A node that no program node computes; the text is the reason."""
 
@@ -94,10 +99,13 @@ class Operands:
         self.plan = plan
         self.draft = Draft()
         self.groups = find_groups(captured)
+        plans = {group.layer: self.plan_of(group.layer) for group in self.groups.values()}
+        self.asked = Asked(captured, self.groups, plans, PLAIN_VIEWS | IDENTITIES)
+        self.parts: dict[Node, Ref] = {}
         self.gates = {
             node: gate
             for node, gate in find_gates(captured, self.groups).items()
-            if all(self._is_static(group.layer) for group in (gate.fc1, gate.fc2))
+            if node not in self.asked.floats and self._is_gate(gate)
         }
         self.inner: set[Node] = set()
         for group in self.groups.values():
@@ -118,7 +126,7 @@ class Operands:
 
     def _float_streams(self) -> set[Node]:
         """Nodes whose values float32 consumers read."""
-        floats: set[Node] = set(self.captured.outputs)
+        floats: set[Node] = {*self.captured.outputs, *self.asked.floats}
         for node in reversed([*self.captured.inputs, *self.captured.nodes]):
             if any(self._reads_float(user, node, floats) for user in node.users):
                 floats.add(node)
@@ -156,9 +164,10 @@ class Operands:
         """The plan of a layer call."""
         return self.plan.layers.get(self.layer_name(node))
 
-    def _is_static(self, node: Node) -> bool:
-        layer = self.plan_of(node)
-        return layer is not None and layer.act_bits is not None
+    def _is_gate(self, gate: Gate) -> bool:
+        """Whether both layers of a squeeze-excite block are integer ones."""
+        plans = [self.plan_of(group.layer) for group in (gate.fc1, gate.fc2)]
+        return all(p is not None and p.act_bits is not None and not p.half_in for p in plans)
 
     def key(self, node: Node, role: str = "out") -> Key:
         """The quantization key of a node's values, which calibration observes."""
@@ -208,7 +217,8 @@ class Operands:
         """The operand as int8."""
         quant = self.draft.quant(ref)
         if self.draft.dtype(ref) == "float32":
-            quant = self.key(ref.source)  # type: ignore[arg-type]
+            assert ref.source is not None
+            quant = self.key(ref.source)
             ref = self.draft.convert(ref, "int8", quant)
         if bits != 8 or quant in self.bits:
             self.bits[quant] = max(self.bits.get(quant, 0), bits)

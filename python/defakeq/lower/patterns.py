@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -111,8 +112,8 @@ def _stack(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
     if node.target is not aten.stack.default:
         return
     parts: Any = node.args[0]
-    dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
-    dim %= len(shape_of(node))
+    given: Any = node.args[1] if len(node.args) > 1 else 0
+    dim = int(given) % len(shape_of(node))
 
     def make() -> Node:
         wide = [_call(graph, aten.unsqueeze.default, part, dim) for part in parts]
@@ -126,8 +127,8 @@ def _gated(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
         return
     for x, gate in (node.args[:2], node.args[1::-1]):
         if isinstance(gate, Node) and gate.target in _GATES and gate.args[0] is x:
-            whole = _GATES[gate.target]
-            _put(graph, node, lambda x=x, whole=whole: graph.call_function(whole, (x,)))  # type: ignore[misc]
+            whole = functools.partial(graph.call_function, _GATES[gate.target], (x,))
+            _put(graph, node, whole)
             return
 
 
@@ -185,6 +186,8 @@ def _constant_product(graph: fx.Graph, node: Node, constants: set[Node]) -> None
 
 def _normalized(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
     """(x - mean) / sqrt(variance + eps), with a factor and an offset a channel, over one size."""
+    centred: Any
+    root: Any
     if node.target in _DIV:
         centred, root = node.args[:2]
         scaled = isinstance(root, Node) and root.target is aten.sqrt.default
@@ -198,7 +201,7 @@ def _normalized(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
     if not scaled or not isinstance(centred, Node) or centred.target is not aten.sub.Tensor:
         return
     x, mean = centred.args[:2]
-    total = root.args[0]  # type: ignore[union-attr]
+    total = root.args[0]
     if not isinstance(total, Node) or total.target not in _ADD:
         return
     variance, eps = total.args[0], _number(total.args[1])
@@ -286,6 +289,8 @@ def _attended(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
     """softmax(q k^T scale + constants) v."""
     if node.target not in _PRODUCTS:
         return
+    weights: Any
+    v: Any
     weights, v = node.args
     while isinstance(weights, Node) and weights.target in _SAME and len(weights.users) == 1:
         weights = weights.args[0]
@@ -293,7 +298,7 @@ def _attended(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
         return
     softmax: Any = weights
     rank = len(shape_of(softmax))
-    if softmax.args[1] % rank != rank - 1 or rank not in (3, 4) or len(shape_of(v)) != rank:  # type: ignore[arg-type]
+    if softmax.args[1] % rank != rank - 1 or rank not in (3, 4) or len(shape_of(v)) != rank:
         return
     chain, scale = [], 1.0
     at: Any = softmax.args[0]
@@ -306,12 +311,14 @@ def _attended(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
         at = step[0]
     if not isinstance(at, Node) or len(at.users) != 1 or shape_of(at) != shape_of(softmax):
         return
+    q: Any
+    k: Any
     q, k = at.args
     if q in constants or k in constants:
         return
     if isinstance(q, Node) and (step := _linear_step(q, set())) is not None and step[1] != 1.0:
         q, scale = step[0], scale * step[1]
-    if any(shape_of(o)[:-2] != shape_of(softmax)[:-2] for o in (q, k, v)):  # type: ignore[arg-type]
+    if any(shape_of(o)[:-2] != shape_of(softmax)[:-2] for o in (q, k, v)):
         return
 
     def make() -> Node:
@@ -320,9 +327,8 @@ def _attended(graph: fx.Graph, node: Node, constants: set[Node]) -> None:
         if any(step.target not in (*_RESHAPES, *_SAME, *_MUL, *_DIV) for step, _ in chain):
             mask = graph.call_function(aten.zeros.default, (list(shape_of(at)),))
             for step, before in reversed(chain):
-                held = mask
-                args = fx.node.map_arg(step.args, lambda n: held if n is before else n)  # noqa: B023
-                mask = graph.call_function(step.target, args, step.kwargs)  # type: ignore[arg-type]
+                args = tuple(mask if arg is before else arg for arg in step.args)
+                mask = graph.call_function(step.target, args, step.kwargs)
         if rank == 3:
             operands = [_call(graph, aten.unsqueeze.default, o, 1) for o in operands]
             mask = None if mask is None else graph.call_function(aten.unsqueeze.default, (mask, 1))

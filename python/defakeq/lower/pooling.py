@@ -16,8 +16,8 @@ aten = torch.ops.aten
 class Pooling(Operands):
     """Emits pooling and resizing."""
 
-    def _pool(self, node: Node) -> Ref:
-        ref = self.ref(args_of(node)[0])
+    def _pool(self, node: Node, ref: Ref | None = None) -> Ref:
+        ref = self.ref(args_of(node)[0]) if ref is None else ref
         maximum = node.target is aten.max_pool2d.default
 
         def pair(i: int, default: Any) -> list[int]:

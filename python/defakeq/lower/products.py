@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from defakeq.lower.groups import (
     Group,
 )
 from defakeq.lower.layers import ZERO, LayerSpec, factor_of, folded
-from defakeq.lower.operands import IDENTITIES, VIEWS, Operands, Unsupported, space_of
+from defakeq.lower.moves import Moves
+from defakeq.lower.operands import IDENTITIES, VIEWS, Unsupported, space_of
+from defakeq.lower.pooling import Pooling
+from defakeq.lower.restored import half_columns, only_channels
 
 aten = torch.ops.aten
 
 
-class Products(Operands):
+class Products(Moves, Pooling):
     """Emits layers."""
 
     def _layer(self, group: Group) -> Ref:
@@ -65,7 +69,11 @@ class Products(Operands):
         if group.moves:
             shape = self.captured.shapes[group.out]
             space = shape[2:] if group.channels_first else space_of(shape)
-        return self._finish(group, spec, rows, space)
+        part = replace(spec)
+        result = self._finish(group, spec, rows, space)
+        if group.out in self.asked.channels and self.draft.dtype(result) == "int8":
+            self._float_part(group, part, rows, space)
+        return result
 
     def _absorbed(self, ref: Ref, order: Tensor, consumer: Node) -> tuple[Ref, Tensor]:
         """Has the producer of an operand write its rows in the consumer's order, where it can."""
@@ -229,7 +237,8 @@ class Products(Operands):
         self, group: Group, spec: LayerSpec, layout: Any, space: tuple[int, ...]
     ) -> tuple[Any, int, Any]:
         """The output channels' order, the residual operand, and the channels that are computed."""
-        ref = self.ref(group.residual)  # type: ignore[arg-type]
+        assert group.residual is not None
+        ref = self.ref(group.residual)
         order = ref.index[0].permute(1, 2, 0) if group.channels_first else ref.index
         order = order.reshape(-1, order.shape[-1])
         held = np.flatnonzero((order >= 0).any(0).numpy())
@@ -255,11 +264,12 @@ class Products(Operands):
         space: tuple[int, ...],
         layout: Any,
         residual: int,
+        as_float: bool = False,
     ) -> Ref:
         draft, function, node = self.draft, group.function, group.out
         shape = (*space, len(layout))
         attributes: dict[str, Any] = {"layer": spec.name}
-        as_float = node in self.floats
+        as_float = as_float or node in self.floats
         rectified = function is not None and function.name in ("relu", "relu6")
         if as_float and function is not None and function.name not in EPILOGUE:
             as_float = False
@@ -276,7 +286,8 @@ class Products(Operands):
             attributes["pre"] = pre
         out = draft.value("float32" if as_float else "int8", shape, quant)
         self.layers[spec.name] = spec
-        draft.step(spec.kind, spec.name, [rows.value, residual], out, **attributes)
+        half = self._half_operand(group, spec, rows)
+        draft.step(spec.kind, spec.name, [rows.value, residual, half], out, **attributes)
         index = torch.full((*space, spec_outs(spec, group, self.captured)), -1, dtype=torch.int32)
         stored = np.flatnonzero(layout >= 0)
         own = torch.arange(math.prod(shape), dtype=torch.int32).reshape(shape)
@@ -284,6 +295,71 @@ class Products(Operands):
         if group.channels_first:
             index = index.permute(2, 0, 1)
         return Ref((out,), index.reshape(self.captured.shapes[node]), node)
+
+    # channels that stay float
+
+    def _float_part(
+        self, group: Group, spec: LayerSpec, rows: Rows, space: tuple[int, ...]
+    ) -> None:
+        """Computes the channels that are asked for once more, as float32."""
+        kept = self._kept(spec).tolist()
+        channels = sorted(self.asked.channels[group.out].intersection(kept))
+        if not channels:
+            return
+        part = only_channels(spec, channels)
+        if spec.groups > 1:
+            whole = self.draft.whole(rows.value)
+            order = whole.index[..., rows.columns[channels]]
+            shape = tuple(order.shape)
+            value = self.draft.copy(whole, order.reshape(-1, len(channels)), shape, part.name)
+            rows = Rows(value, rows.rows, len(channels), np.arange(len(channels)))
+            part.inputs = np.arange(part.weight.shape[1])
+        else:
+            self._set_columns(part, part.weight, rows)
+        residual = -1
+        if group.residual is not None:
+            ref = self._half_ref(group.residual)
+            order = ref.index[0].permute(1, 2, 0) if group.channels_first else ref.index
+            order = order.reshape(-1, order.shape[-1])[:, channels]
+            held = self.dense(ref, order, part.name)
+            residual = self.shaped(held.value, (*space, len(channels)))
+        layout = np.asarray(channels)
+        self.parts[group.out] = self._epilogue(group, part, rows, space, layout, residual, True)
+
+    def _half_operand(self, group: Group, spec: LayerSpec, rows: Rows) -> int:
+        """The value of the inputs that an integer layer reads as float32; -1 for none."""
+        x = self.draft.values[rows.value]
+        columns = half_columns(spec)
+        if not columns or x.dtype == "float32":
+            return -1
+        ref = self._half_ref(args_of(group.layer)[0])
+        if spec.kind == "conv2d":
+            order = ref.index[0].permute(1, 2, 0)
+            top, left = ((order.shape[d] - x.shape[d]) // 2 for d in (0, 1))
+            order = order[top : top + x.shape[0], left : left + x.shape[1]]
+        else:
+            order = ref.index.reshape(-1, ref.index.shape[-1])
+            order = order if group.rows is None else order[group.rows]
+        order = order[..., spec.inputs[columns]].reshape(-1, len(columns))
+        held = self.dense(ref, order, f"{spec.name}.half")
+        return self.shaped(held.value, (*x.shape[:-1], len(columns)))
+
+    def _half_ref(self, node: Node) -> Ref:
+        """Where a node's values are as float32: at least those channels that are asked for."""
+        if node in self.parts:
+            return self.parts[node]
+        if node in self.refs and self.draft.dtype(self.refs[node]) == "float32":
+            found: Ref = self.refs[node]
+            return found
+        if node.target in IDENTITIES:
+            return self._half_ref(args_of(node)[0])
+        if node.target in VIEWS:
+            moved: Ref = self._apply(node, None, self._half_ref(args_of(node)[0]))
+            return moved
+        if node.target is aten.max_pool2d.default:
+            self.parts[node] = self._pool(node, self._half_ref(args_of(node)[0]))
+            return self.parts[node]
+        return self.draft.convert(self.ref(node), "float32")
 
 
 def pre_of(group: Group) -> Node:

@@ -36,6 +36,8 @@ class Transformers(Operands):
             rows = self.dense(ref, order, node.name)
         else:
             rows = self.draft.rows(ref, order, node.name)
+            if rows.width > shape[-1]:  # one token of a whole value, which has the others' columns
+                rows = self.dense(ref, order, node.name)
         inside = np.flatnonzero(rows.columns >= 0)
         attributes: dict[str, Any] = {
             "eps": float(args[4]) if len(args) > 4 else 1e-5,
@@ -106,7 +108,8 @@ class Transformers(Operands):
             layouts[letter] = strides
         extra = self._attention_mask(args[3] if len(args) > 3 else None, batches, heads, kept)
         value_dim = int(indices[2].shape[3])
-        out = self.draft.value("int8", (batches, tokens, len(kept) * value_dim), self.key(node))
+        dtype, quant = self._out_type(node)
+        out = self.draft.value(dtype, (batches, tokens, len(kept) * value_dim), quant)
         self.draft.step(
             "attention",
             self._module_of(node),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +95,8 @@ class Twin:
             return None
         value = self._values[number]
         if number not in held and "tensor" in value:
-            array = self.tensors[value["tensor"]]
-            held[number] = torch.from_numpy(np.asarray(array)).double().reshape(value["shape"])
+            array = dfq.constant(self.tensors, value)
+            held[number] = torch.from_numpy(np.asarray(array)).double()
         if "base" in value:
             count = int(np.prod(value["shape"]))
             flat = held[value["base"]].reshape(-1)
@@ -238,7 +238,7 @@ class Twin:
         a, b = ins
         assert a is not None
         assert b is not None
-        functions = {
+        functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "add": torch.add,
             "sub": torch.sub,
             "mul": torch.mul,
@@ -246,7 +246,7 @@ class Twin:
             "max": torch.maximum,
             "min": torch.minimum,
         }
-        y: Tensor = functions[node["fn"]](a, b)  # type: ignore[operator]
+        y: Tensor = functions[node["fn"]](a, b)
         activation = node.get("activation", "none")
         return y if activation == "none" else UNARY[activation](y)
 
@@ -341,13 +341,14 @@ class Twin:
     def _pool2d(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:
         assert ins[0] is not None
         x = ins[0].permute(2, 0, 1)[None]
-        size = [node["kernel"], node["stride"], node.get("padding", [0, 0])]
+        size = {"padding": node.get("padding", [0, 0])}
+        size |= {"kernel_size": node["kernel"], "stride": node["stride"]}
         ceil = bool(node.get("ceil_mode", False))
         if node["mode"] == "max":
-            y = F.max_pool2d(x, *size, ceil_mode=ceil)  # type: ignore[call-overload]
+            y = F.max_pool2d(x, ceil_mode=ceil, **size)
         else:
             include = bool(node.get("count_include_pad", True))
-            y = F.avg_pool2d(x, *size, ceil, include)  # type: ignore[call-arg]
+            y = F.avg_pool2d(x, ceil_mode=ceil, count_include_pad=include, **size)
         return y[0].permute(1, 2, 0)
 
     def _adaptive_avg_pool2d(self, node: Mapping[str, Any], ins: Sequence[Tensor | None]) -> Tensor:

@@ -66,7 +66,7 @@ class Exporter:
             other = self.floats[v, "plain" if to_nchw else "nchw"]
             return graph.transpose(other, [0, 3, 1, 2] if to_nchw else [0, 2, 3, 1])
         if "tensor" in value:
-            array = self.tensors[value["tensor"]].reshape([1, *self.shape(v)])
+            array = dfq.constant(self.tensors, value).reshape([1, *self.shape(v)])
             quantization = self.quantization(v)
             if quantization is not None:
                 levels = array.astype(np.int32) - quantization.zero_point

@@ -87,24 +87,22 @@ class ResNet34(Reference):
 _EFFICIENT = (
     (3, 1, 1, 16),
     (3, 2, 4, 24),
-    (3, 1, 4, 24),
     (5, 2, 4, 40),
     (5, 1, 4, 40),
     (3, 2, 4, 80),
-    (3, 1, 4, 80),
-    (5, 1, 4, 96),
+    (5, 1, 4, 80),
 )
 
 
 class EfficientNet(Reference):
-    """EfficientNet (arXiv 1905.11946) with eight blocks, squeeze-excite and SiLU as in B0 to B7."""
+    """EfficientNet (arXiv 1905.11946) with six blocks, squeeze-excite and SiLU as in B0 to B7."""
 
     def __init__(self) -> None:
         super().__init__()
         kind = Kind(F.silu, torch.sigmoid)
-        self.conv_stem = nn.Conv2d(3, 24, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(24)
-        inputs, blocks = 24, []
+        self.conv_stem = nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        inputs, blocks = 16, []
         for kernel, stride, ratio, outputs in _EFFICIENT:
             hidden = 0 if ratio == 1 else inputs * ratio
             spec = Spec(outputs, hidden, kernel, stride, max(8, inputs // 4), F.silu)
@@ -127,14 +125,14 @@ class EfficientNet(Reference):
 
 
 class VisionTransformer(Reference):
-    """A ViT (arXiv 2010.11929) of 8x8 patches, four blocks and three heads."""
+    """A ViT (arXiv 2010.11929) of 8x8 patches, four blocks and two heads."""
 
-    def __init__(self, channels: int = 96, depth: int = 4, size: int = SIZE, patch: int = 8):
+    def __init__(self, channels: int = 64, depth: int = 4, size: int = SIZE, patch: int = 8):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.pos_embed = nn.Parameter(torch.randn(1, (size // patch) ** 2 + 1, channels) * 0.02)
         self.patch_embed = nn.Conv2d(3, channels, patch, patch)
-        self.blocks = nn.Sequential(*(Block(channels, 3) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(channels, 2) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.head = nn.Linear(channels, 2)
 

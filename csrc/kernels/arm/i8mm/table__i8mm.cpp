@@ -1,48 +1,24 @@
 #include "kernels/arm/i8mm/kernels.h"
 #include "kernels/arm/vec.h"
-#include "kernels/simd/elementwise.h"
-#include "kernels/simd/gemm_f32.h"
-#include "kernels/simd/nchw.h"
-#include "kernels/simd/normalize.h"
-#include "kernels/simd/pack_codes.h"
-#include "kernels/simd/pool.h"
-#include "kernels/simd/rows.h"
+#include "kernels/simd/shared_kernels.h"
 
 namespace defakeq {
 
 const KernelTable* kernel_table_i8mm() {
-  static constexpr KernelTable kTable = {
-      .isa = "i8mm",
-      .gemm_s8 = i8mm::gemm_s8,
-      .gemv_s8 = i8mm::gemv_s8,
-      .gemm_f32 = simd::gemm_f32<Vec, 5, 1>,
-      .dw_s8 = i8mm::dw_s8,
-      .dw_s8_scratch = i8mm::dw_s8_scratch,
-      .dw_f32 = simd::dw_f32<Vec>,
-      .expand_codes = i8mm::expand_codes,
-      .arrange_codes = i8mm::arrange_codes,
-      .codes_to_f32 = simd::codes_to_f32<Vec>,
-      .row_sums = i8mm::row_sums,
-      .quantize = simd::quantize<Vec>,
-      .dequantize = simd::dequantize<Vec>,
-      .to_f32 = simd::to_f32<Vec>,
-      .abs_max = simd::abs_max<Vec>,
-      .shuffle = i8mm::shuffle,
-      .lookup = i8mm::lookup,
-      .unary = simd::unary<Vec>,
-      .binary = simd::binary<Vec>,
-      .layer_norm = simd::layer_norm<Vec>,
-      .softmax = simd::softmax<Vec>,
-      .reduce = simd::reduce<Vec>,
-      .softmax_codes = simd::softmax_codes<Vec>,
-      .pack_rows = simd::pack_rows<Vec>,
-      .pack_columns = simd::pack_columns<Vec>,
-      .pool2d = simd::pool2d<Vec>,
-      .adaptive_avg_pool2d = simd::adaptive_avg_pool2d<Vec>,
-      .interpolate = simd::interpolate<Vec>,
-      .from_nchw = simd::from_nchw<Vec>,
-      .to_nchw = simd::to_nchw<Vec>,
-  };
+  static constexpr KernelTable kTable = [] {
+    KernelTable table = simd::shared_kernels<Vec>("i8mm");
+    table.gemm_s8 = i8mm::gemm_s8;
+    table.gemv_s8 = i8mm::gemv_s8;
+    table.gemm_f32 = simd::gemm_f32<Vec, 5, 1>;
+    table.dw_s8 = i8mm::dw_s8;
+    table.dw_s8_scratch = i8mm::dw_s8_scratch;
+    table.expand_codes = i8mm::expand_codes;
+    table.arrange_codes = i8mm::arrange_codes;
+    table.row_sums = i8mm::row_sums;
+    table.shuffle = i8mm::shuffle;
+    table.lookup = i8mm::lookup;
+    return table;
+  }();
   return &kTable;
 }
 

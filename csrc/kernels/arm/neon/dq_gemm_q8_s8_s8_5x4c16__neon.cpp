@@ -7,6 +7,8 @@
 // codes that meet are both 0 (w = -128): such panels are found first and widen every product.
 #include "kernels/arm/finish.h"
 #include "kernels/arm/neon/kernels.h"
+#include "kernels/arm/neon/sum_chains.h"
+#include "kernels/arm/neon/sum_pairs.h"
 #include "kernels/simd/tiles.h"
 
 namespace defakeq::neon {
@@ -151,6 +153,21 @@ DQ_INLINE void sum_chains(const GemmS8Args& a, int64_t most, int64_t row, const 
   widen();
 }
 
+// What is left of each tap after its whole groups, for full tiles, whose groups go in assembly.
+template <int R>
+DQ_INLINE void add_rests(const GemmS8Args& a, int64_t row, const int8_t* w, int q, Sums<R>& acc) {
+  const int64_t whole = a.steps / 4 * kGroup, rest = a.steps * 4 - whole;
+  for (int t = 0; rest > 0 && t < a.taps; ++t) {
+    const int8_t* from = w + t * a.steps * 64 + whole * kBlock;
+    int8x16_t wv[kOutputs], xv[R];
+    for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(from + (q * kOutputs + n) * rest, rest);
+    for (int r = 0; r < R; ++r) {
+      xv[r] = load_rest(a.rows[row + r] + a.tap_offset[t] + whole, rest);
+    }
+    add_widened<true, R>(wv, xv, acc);
+  }
+}
+
 enum class Chain { kOne, kPair, kLong };
 
 template <Chain kChain, int R>
@@ -166,7 +183,15 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t most, const Finish& f, int64_t 
       for (int n = 0; n < kOutputs; ++n) acc[r][n] = vdupq_n_s32(0);
     }
     if constexpr (kChain == Chain::kLong) {
-      sum_chains<R>(a, most, row, w, q, acc);
+      if constexpr (R == 5) {
+        add_chains(a, most, row, w + q * kOutputs * kGroup, acc);
+        add_rests<R>(a, row, w, q, acc);
+      } else {
+        sum_chains<R>(a, most, row, w, q, acc);
+      }
+    } else if constexpr (kChain == Chain::kPair && R == 4) {
+      add_pairs(a, row, w + q * kOutputs * kGroup, acc);
+      add_rests<R>(a, row, w, q, acc);
     } else {
       sum_widened<kChain == Chain::kPair, R>(a, row, w, q, acc);
     }
@@ -211,8 +236,8 @@ void gemm_s8(const GemmS8Args& a) {
   // groups of two products a lane
   const int64_t most = a.bits == 8 ? 1 : ((int64_t{1} << (9 - a.bits)) - 1) / 2;
   for (int b = 0; b < a.blocks; ++b) {
-    if (most > 1) {
-      run<Chain::kLong, 5>(a, most, f, b);
+    if (most > 1) {  // even where it can be: groups go in twos
+      run<Chain::kLong, 5>(a, most & ~int64_t{1}, f, b);
     } else if (a.bits == 8 && has_paired_extremes(a, b)) {
       run<Chain::kOne, 4>(a, 1, f, b);
     } else {

@@ -76,10 +76,76 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
 #define DQ_HIGH(w0, w1, lane) \
   DQ_DOT(w0, lane, 14, 18, 22, 26, 30) DQ_DOT(w1, lane, 15, 19, 23, 27, 31)
 #define DQ_COPY(to, from) "mov v" #to ".16b, v" #from ".16b\n\t"
+// A row of the plain int8 epilogue: v0-v3 zero points, v4-v7 scales, v8 row sums, v9 the output's
+// zero point.
+#define DQ_FINISH(a, b, c, d, lane)    \
+  "mls v" #a ".4s, v0.4s, v8.s[" #lane \
+  "]\n\t"                              \
+  "mls v" #b ".4s, v1.4s, v8.s[" #lane \
+  "]\n\t"                              \
+  "mls v" #c ".4s, v2.4s, v8.s[" #lane \
+  "]\n\t"                              \
+  "mls v" #d ".4s, v3.4s, v8.s[" #lane \
+  "]\n\t"                              \
+  "ldp q10, q11, [%[x2]]\n\t"          \
+  "scvtf v" #a ".4s, v" #a             \
+  ".4s\n\t"                            \
+  "scvtf v" #b ".4s, v" #b             \
+  ".4s\n\t"                            \
+  "scvtf v" #c ".4s, v" #c             \
+  ".4s\n\t"                            \
+  "scvtf v" #d ".4s, v" #d             \
+  ".4s\n\t"                            \
+  "fmla v10.4s, v" #a                  \
+  ".4s, v4.4s\n\t"                     \
+  "fmla v11.4s, v" #b                  \
+  ".4s, v5.4s\n\t"                     \
+  "fcvtns v" #a                        \
+  ".4s, v10.4s\n\t"                    \
+  "fcvtns v" #b                        \
+  ".4s, v11.4s\n\t"                    \
+  "ldp q10, q11, [%[x2], #32]\n\t"     \
+  "fmla v10.4s, v" #c                  \
+  ".4s, v6.4s\n\t"                     \
+  "fmla v11.4s, v" #d                  \
+  ".4s, v7.4s\n\t"                     \
+  "fcvtns v" #c                        \
+  ".4s, v10.4s\n\t"                    \
+  "fcvtns v" #d                        \
+  ".4s, v11.4s\n\t"                    \
+  "sqxtn v" #a ".4h, v" #a             \
+  ".4s\n\t"                            \
+  "sqxtn v" #c ".4h, v" #c             \
+  ".4s\n\t"                            \
+  "sqxtn2 v" #a ".8h, v" #b            \
+  ".4s\n\t"                            \
+  "sqxtn2 v" #c ".8h, v" #d            \
+  ".4s\n\t"                            \
+  "sqadd v" #a ".8h, v" #a             \
+  ".8h, v9.8h\n\t"                     \
+  "sqadd v" #c ".8h, v" #c             \
+  ".8h, v9.8h\n\t"                     \
+  "sqxtn v" #a ".8b, v" #a             \
+  ".8h\n\t"                            \
+  "sqxtn2 v" #a ".16b, v" #c           \
+  ".8h\n\t"                            \
+  "str q" #a                           \
+  ", [%[x4]]\n\t"                      \
+  "add %[x4], %[x4], %[offset]\n\t"
 #define DQ_STORE(v0, v1, at) "stp q" #v0 ", q" #v1 ", [%[acc], #" #at "]\n\t"
 
+// What the epilogue in assembly reads, in this order.
+struct Tail {
+  const int32_t* zero;  // zero points of the codes as they are arranged
+  const float *scale, *bias;
+  const int32_t* row_sum;
+  int8_t* out;
+  int64_t out_stride, zero_point;
+};
+
+// The sums go to acc, or as int8 where `tail` says.
 DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_t* start,
-                       int32x4_t (&acc)[5][kParts]) {
+                       const Tail* tail, int32x4_t (&acc)[5][kParts]) {
   const uint8_t* w = a.w + block * a.w_stride;
   const int64_t* tap_offset = a.tap_offset;
   int64_t taps = a.taps, count, offset;
@@ -133,14 +199,33 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
       "5:\n\t"
       "subs %[taps], %[taps], #1\n\t"
       "b.ne 1b\n\t"
+      "cbz %[tail], 6f\n\t"
+      "ldp %[x0], %[x1], [%[tail]]\n\t"
+      "ldp %[x2], %[x3], [%[tail], #16]\n\t"
+      "ldp %[x4], %[offset], [%[tail], #32]\n\t"
+      "ldr %[count], [%[tail], #48]\n\t"
+      "ldp q0, q1, [%[x0]]\n\t"
+      "ldp q2, q3, [%[x0], #32]\n\t"
+      "ldp q4, q5, [%[x1]]\n\t"
+      "ldp q6, q7, [%[x1], #32]\n\t"
+      "ldr q8, [%[x3]]\n\t"
+      "dup v9.8h, %w[count]\n\t"
+      DQ_FINISH(12, 13, 14, 15, 0) DQ_FINISH(16, 17, 18, 19, 1) DQ_FINISH(20, 21, 22, 23, 2)
+      DQ_FINISH(24, 25, 26, 27, 3)
+      "ldr s8, [%[x3], #16]\n\t"
+      DQ_FINISH(28, 29, 30, 31, 0)
+      "b 7f\n\t"
+      "6:\n\t"
       DQ_STORE(12, 13, 0) DQ_STORE(14, 15, 32) DQ_STORE(16, 17, 64) DQ_STORE(18, 19, 96)
       DQ_STORE(20, 21, 128) DQ_STORE(22, 23, 160) DQ_STORE(24, 25, 192) DQ_STORE(26, 27, 224)
       DQ_STORE(28, 29, 256) DQ_STORE(30, 31, 288)
+      "7:\n\t"
       : [w] "+&r"(w), [tap_offset] "+&r"(tap_offset), [taps] "+&r"(taps), [count] "=&r"(count),
         [offset] "=&r"(offset), [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3),
         [x4] "=&r"(x4)
-      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [start] "r"(start), [acc] "r"(&acc[0][0])
-      : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v12",
+      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [start] "r"(start), [tail] "r"(tail),
+        [acc] "r"(&acc[0][0])
+      : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
         "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25",
         "v26", "v27", "v28", "v29", "v30", "v31");
 }
@@ -150,16 +235,36 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
 #undef DQ_LOW
 #undef DQ_HIGH
 #undef DQ_COPY
+#undef DQ_FINISH
 #undef DQ_STORE
 
 }  // namespace
 
 void gemm_s8(const GemmS8Args& a) {
   const Finish f = finish_of(a, a.bits == 8 ? 128 : 0);
+  int32_t zero[kTileBlocks * kBlock];
+  for (int i = 0; i < a.blocks * kBlock; ++i) zero[i] = a.zero_point[i] - f.offset;
   simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) {
     for (int b = 0; b < a.blocks; ++b) {
       int32x4_t acc[R][kParts];
-      product(a, row, b, start_of(a, f, b), acc);
+      const int32_t* start = start_of(a, f, b);
+      if constexpr (R == kRows) {
+        const int col = b * kBlock;
+        if (f.int8_only && f.plain.bare && a.n - col >= kBlock) {
+          const Tail tail = {zero + col,
+                             a.scale + col,
+                             a.bias + col,
+                             a.row_sum + row,
+                             static_cast<int8_t*>(a.out) + row * a.out_stride + col,
+                             a.out_stride,
+                             a.post.zero_point};
+          product(a, row, b, start, &tail, acc);
+          continue;
+        }
+        product(a, row, b, start, nullptr, acc);
+      } else {
+        product(a, row, b, start, acc);
+      }
       finish_tile<R>(a, f, row, b, acc);
     }
   });

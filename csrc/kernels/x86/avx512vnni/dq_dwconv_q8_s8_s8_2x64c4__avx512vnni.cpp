@@ -45,14 +45,8 @@ void finish(const Wide& k, int64_t oy, int64_t ox, __m512i (&acc)[kLanes]) {
     }
     return;
   }
-  // Lane transpose back to channel order.
-  const __m512 a01 = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
-  const __m512 b01 = _mm512_shuffle_f32x4(y[0], y[1], 0xee);
-  const __m512 a23 = _mm512_shuffle_f32x4(y[2], y[3], 0x44);
-  const __m512 b23 = _mm512_shuffle_f32x4(y[2], y[3], 0xee);
-  const __m512 natural[kLanes] = {
-      _mm512_shuffle_f32x4(a01, a23, 0x88), _mm512_shuffle_f32x4(a01, a23, 0xdd),
-      _mm512_shuffle_f32x4(b01, b23, 0x88), _mm512_shuffle_f32x4(b01, b23, 0xdd)};
+  __m512 natural[kLanes];
+  in_order(y, natural);
   for (int l = 0; l < k.groups; ++l) {
     __m512 one[1] = {natural[l]};
     const int left = k.n - l * kBlock;
@@ -221,10 +215,10 @@ void pairs(const Wide& k) {
   }
 }
 
-// Row `row` of a band with the plain int8 epilogue, one vector of the quadruple: up to 8 adjacent
-// outputs share the loads of weights and columns.
-template <int kKernel, int kStride, bool kFactor>
-void band_words(const Wide& k, int row, int j) {
+// Row `row` of the band from output row oy on with the plain epilogue, one vector of the quadruple:
+// up to 8 adjacent outputs share the loads of weights and columns.
+template <int kKernel, int kStride, bool kFactor, bool kFloat>
+void band_words(const Wide& k, int64_t oy, int row, int j) {
   constexpr int kGroups = (kKernel + 3) / 4;
   const DwS8Args& a = *k.a;
   const int64_t count = columns_of(k);
@@ -254,6 +248,7 @@ void band_words(const Wide& k, int row, int j) {
     }
   }
   __m256i* words = k.words + row * k.out_w * kLanes + j;
+  float* floats = static_cast<float*>(a.out) + (oy + row) * a.out_w * a.out_stride + k.c0;
   simd::for_tiles<8>(k.out_w, [&]<int kX>(int64_t ox) {
     __m512i acc[kX];
 #pragma GCC unroll 8
@@ -290,14 +285,37 @@ void band_words(const Wide& k, int row, int j) {
 #pragma GCC unroll 8
     for (int i = 0; i < kX; ++i) {
       __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i]), scale, bias);
-      y = _mm512_min_ps(high, _mm512_max_ps(y, floor));
-      words[(ox + i) * kLanes] = _mm512_cvtsepi32_epi16(Vec::rne(y));
+      y = _mm512_max_ps(y, floor);
+      if constexpr (kFloat) {
+        // whole quadruples are put in order later, in place
+        if (k.n == kWide) {
+          _mm512_storeu_ps(floats + (ox + i) * a.out_stride + j * kBlock, y);
+        } else {
+          store_floats(k, floats, ox + i, j, y);
+        }
+      } else {
+        words[(ox + i) * kLanes] = _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(high, y)));
+      }
     }
   });
 }
 
+// Puts the quadruples of `rows` output rows from oy on in order.
+void order_floats(const Wide& k, int64_t oy, int rows) {
+  const DwS8Args& a = *k.a;
+  float* out = static_cast<float*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
+  for (int64_t p = 0; p < rows * a.out_w; ++p, out += a.out_stride) {
+    __m512 y[kLanes], natural[kLanes];
+#pragma GCC unroll 4
+    for (int j = 0; j < kLanes; ++j) y[j] = _mm512_loadu_ps(out + j * kBlock);
+    in_order(y, natural);
+#pragma GCC unroll 4
+    for (int j = 0; j < kLanes; ++j) _mm512_storeu_ps(out + j * kBlock, natural[j]);
+  }
+}
+
 // All output rows that read the same interleaved rows.
-template <int kKernel, int kStride, bool kFactor>
+template <int kKernel, int kStride, bool kFactor, bool kFloat>
 void bands(const Wide& k) {
   const DwS8Args& a = *k.a;
   const int64_t group = columns_of(k) * kLanes;
@@ -308,9 +326,15 @@ void bands(const Wide& k) {
       interleave(k, oy * kStride - a.padding[0] + 4 * g, k.columns + g * group);
     }
     for (int j = 0; j < kLanes; ++j) {
-      for (int row = 0; row < rows; ++row) band_words<kKernel, kStride, kFactor>(k, row, j);
+      for (int row = 0; row < rows; ++row) {
+        band_words<kKernel, kStride, kFactor, kFloat>(k, oy, row, j);
+      }
     }
-    store_words(k, oy, rows);
+    if constexpr (!kFloat) {
+      store_words(k, oy, rows);
+    } else if (k.n == kWide) {
+      order_floats(k, oy, rows);
+    }
   }
 }
 
@@ -362,25 +386,41 @@ void singles(const Wide& k) {
 
 using Variant = void (*)(const Wide&);
 
-// What runs over whole output rows of int16 words, or null.
+// Floats without anything but bias and relu.
+bool plain_float(const DwS8Args& a) {
+  const Post& post = a.post;
+  return post.out_dtype == DType::kFloat32 && post.residual == nullptr && !a.has_row_scale &&
+         (post.activation == Activation::kNone || post.activation == Activation::kRelu);
+}
+
+template <bool kFactor, bool kFloat>
+Variant bands_variant(int32_t kernel, bool one) {
+  switch (kernel) {
+    case 3:
+      return one ? bands<3, 1, kFactor, kFloat> : bands<3, 2, kFactor, kFloat>;
+    case 5:
+      return one ? bands<5, 1, kFactor, kFloat> : bands<5, 2, kFactor, kFloat>;
+    case 7:
+      return one ? bands<7, 1, kFactor, kFloat> : bands<7, 2, kFactor, kFloat>;
+    default:
+      return nullptr;
+  }
+}
+
+// What runs one vector of the quadruple at a time along whole output rows, or null.
 template <bool kFactor>
 Variant words_variant(const DwS8Args& a) {
   const bool square = a.kernel[0] == a.kernel[1] && a.stride[0] == a.stride[1] &&
                       a.dilation[0] == 1 && a.dilation[1] == 1;
-  if (!square || a.stride[0] > 2 || !plain_int8(a)) return nullptr;
+  if (!square || a.stride[0] > 2) return nullptr;
   const bool one = a.stride[0] == 1;
-  switch (a.kernel[0]) {
-    case 3:
-      if (!one) return bands<3, 2, kFactor>;
-      return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>
-                                                    : pairs_plain<kFactor, false>;
-    case 5:
-      return one ? bands<5, 1, kFactor> : bands<5, 2, kFactor>;
-    case 7:
-      return one ? bands<7, 1, kFactor> : bands<7, 2, kFactor>;
-    default:
-      return nullptr;
+  if (plain_float(a)) return bands_variant<kFactor, true>(a.kernel[0], one);
+  if (!plain_int8(a)) return nullptr;
+  if (a.kernel[0] == 3 && one) {
+    return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>
+                                                  : pairs_plain<kFactor, false>;
   }
+  return bands_variant<kFactor, false>(a.kernel[0], one);
 }
 
 template <bool kFactor>

@@ -1,4 +1,5 @@
-// Interleaved rows for the depthwise convolution: what one run over up to 64 channels works in.
+// Interleaved rows for the depthwise convolution: what one run over up to 64 channels works in, and
+// the way back to the order of the channels.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -142,6 +143,35 @@ inline void interleave(const Wide& k, int64_t iy, __m512i* columns) {
       return inside[j] ? _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row[j] + at), flip) : pad;
     });
   }
+}
+
+// A quadruple of floats in the order of the channels: its lanes transposed.
+DQ_INLINE void in_order(const __m512 (&y)[kLanes], __m512 (&natural)[kLanes]) {
+  const __m512 a01 = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
+  const __m512 b01 = _mm512_shuffle_f32x4(y[0], y[1], 0xee);
+  const __m512 a23 = _mm512_shuffle_f32x4(y[2], y[3], 0x44);
+  const __m512 b23 = _mm512_shuffle_f32x4(y[2], y[3], 0xee);
+  natural[0] = _mm512_shuffle_f32x4(a01, a23, 0x88);
+  natural[1] = _mm512_shuffle_f32x4(a01, a23, 0xdd);
+  natural[2] = _mm512_shuffle_f32x4(b01, b23, 0x88);
+  natural[3] = _mm512_shuffle_f32x4(b01, b23, 0xdd);
+}
+
+// Four channels of every lane of vector j as floats, where output ox of each segment of a row is.
+DQ_INLINE void store_floats(const Wide& k, float* row, int64_t ox, int j, __m512 y) {
+  const DwS8Args& a = *k.a;
+  const int wide = kLanes / k.segments;
+  const auto store = [&]<int L>() __attribute__((always_inline)) {
+    const int64_t x = L / wide * k.out_w + ox;
+    const int64_t channel = L % wide * kBlock + 4 * j, left = k.n - channel;
+    if (x >= a.out_w || left <= 0) return;
+    const auto mask = static_cast<__mmask8>(left >= 4 ? 0xf : (1 << left) - 1);
+    _mm_mask_storeu_ps(row + x * a.out_stride + channel, mask, _mm512_extractf32x4_ps(y, L));
+  };
+  store.template operator()<0>();
+  store.template operator()<1>();
+  store.template operator()<2>();
+  store.template operator()<3>();
 }
 
 }  // namespace

@@ -1,0 +1,118 @@
+"""Exact instruction counts and modelled inner loops of the ARM kernels, beside other engines.
+
+    python -m bench.arm --build BUILD --home ARM_HOME --json FILE
+
+BUILD is the cross build with DEFAKEQ_BENCH, ARM_HOME what tools/arm/setup.sh made; peers run when
+their wheels are unpacked in ARM_HOME/site. `make bench-arm` does all of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.arm import loops
+from bench.arm.peer_layers import LAYERS, file_name
+
+EMULATE = Path(__file__).resolve().parents[2] / "tools/arm/emulate.sh"
+CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
+VARIANTS = ("", " half-out", " half-in-out")
+CALLS = (1, 3)
+
+
+def count(cpu: str, command: list[str], environment: dict[str, str]) -> int:
+    """Return the guest's instructions of one run."""
+    result = subprocess.run(
+        [str(EMULATE), "--count", cpu, *command],
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    found = re.search(r"^instructions (\d+)$", result.stderr, re.MULTILINE)
+    if result.returncode != 0 or found is None:
+        raise RuntimeError(f"{' '.join(command)} on {cpu}: {result.stderr[-500:]}")
+    return int(found[1])
+
+
+def a_call(cpu: str, command: list[str], environment: dict[str, str]) -> int:
+    """Return the instructions of one call: what more calls add. `{calls}` in the command counts."""
+    totals = [
+        count(cpu, [part.replace("{calls}", str(n)) for part in command], environment)
+        for n in CALLS
+    ]
+    return (totals[1] - totals[0]) // (CALLS[1] - CALLS[0])
+
+
+def own_rows(cpus: list[str], build: Path, environment: dict[str, str]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for cpu in cpus:
+        for layer in LAYERS:
+            for variant in VARIANTS if layer.groups == 1 else VARIANTS[:1]:
+                for bits in (8, 4, 2):
+                    work = layer.name + variant
+                    command = [str(build / "defakeq_bench"), "--calls", "{calls}", "--work", work]
+                    command += ["--bits", str(bits)]
+                    found = a_call(cpu, command, environment)
+                    rows.append(row(work, bits, "defakeq", cpu, found))
+    return rows
+
+
+def peer_rows(
+    cpus: list[str], folder: Path, site: Path, environment: dict[str, str]
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    script = str(Path(__file__).with_name("peer_run.py"))
+    for cpu in cpus:
+        for layer in LAYERS:
+            stem = str(folder / file_name(layer))
+            for engine, path in (
+                ("onnxruntime", stem + ".onnx"),
+                ("onnxruntime nhwc", stem + ".nhwc.onnx"),
+                ("ncnn", stem),
+                ("ncnn direct", stem),
+            ):
+                command = ["python3", script, engine.removesuffix(" nhwc"), path, "{calls}"]
+                python = {**environment, "PYTHONPATH": str(site)}
+                rows.append(row(layer.name, 8, engine, cpu, a_call(cpu, command, python)))
+    return rows
+
+
+def row(work: str, bits: int, engine: str, cpu: str, instructions: int) -> dict[str, object]:
+    print(f"{work:32s} {bits} bits  {engine:18s} {cpu:11s} {instructions / 1e6:9.3f} M", flush=True)
+    return {"work": work, "bits": bits, "engine": engine, "cpu": cpu, "instructions": instructions}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--no-peers", action="store_true", help="count this project's kernels only")
+    parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=CPUS)
+    arguments = parser.parse_args()
+    environment = {"DEFAKEQ_ARM_HOME": str(arguments.home)}
+    modelled = loops.measure(arguments.build)
+    for loop in modelled:
+        print(
+            f"{loop['kernel']:32s} {loop['model']:12s} {loop['mac_per_cycle']:6} MAC/cycle, "
+            f"{loop['stack_references']} stack references"
+        )
+    rows = own_rows(arguments.cpus, arguments.build, environment)
+    site = arguments.home / "site"
+    if not arguments.no_peers:
+        folder = arguments.home / "layers"
+        subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", str(folder)], check=True)
+        rows += peer_rows(arguments.cpus, folder, site, environment)
+    temporary = arguments.json.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"rows": rows, "loops": modelled}, indent=1) + "\n")
+    temporary.replace(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

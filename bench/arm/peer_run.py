@@ -1,0 +1,55 @@
+"""Runs a peer's layer some times, under emulation: peer_run.py ENGINE FILE CALLS.
+
+ENGINE: onnxruntime, ncnn, or "ncnn direct" (no Winograd). Only numpy and the engine are imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+
+def run_onnxruntime(path: str, calls: int) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    port = session.get_inputs()[0]
+    x = np.random.default_rng(0).integers(0, 256, port.shape, dtype=np.uint8)
+    for _ in range(calls):
+        session.run(None, {port.name: x})
+
+
+def run_ncnn(path: str, calls: int, winograd: bool) -> None:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    net.opt.use_vulkan_compute = False
+    net.opt.use_winograd_convolution = winograd
+    net.load_param(path + ".param")
+    net.load_model(path + ".bin")
+    with open(path + ".param", encoding="utf-8") as file:
+        sizes = dict(part.split("=") for part in file.readlines()[2].split()[5:])
+    shape = (int(sizes["2"]), int(sizes["1"]), int(sizes["0"]))
+    x = ncnn.Mat(np.random.default_rng(0).integers(-127, 128, shape).astype(np.float32) * 0.03)
+    for _ in range(calls):
+        extractor = net.create_extractor()
+        extractor.input("in", x)
+        status, _ = extractor.extract("out")
+        if status != 0:
+            raise SystemExit(f"ncnn: extract returned {status}")
+
+
+def main() -> None:
+    engine, path, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if engine == "onnxruntime":
+        run_onnxruntime(path, calls)
+    else:
+        run_ncnn(path, calls, engine == "ncnn")
+
+
+if __name__ == "__main__":
+    main()

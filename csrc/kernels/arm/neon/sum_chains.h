@@ -1,0 +1,119 @@
+// Low-bit weights without a dot product, in assembly: 5 rows by 4 outputs, 32 positions a round. GCC
+// copies some of the 20 int16 sums every round otherwise.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "kernels/kernel_table.h"
+
+namespace defakeq::neon {
+namespace {
+
+// v0-v3, v4-v7: weights of 4 outputs and two groups of 16 positions; x0, x1: a row's activations.
+#define DQ_GROUP(x, w0, w1, w2, w3, a, b, c, d)                                \
+  "smlal v" #a ".8h, v" #w0 ".8b, v" #x ".8b\n\tsmlal v" #b ".8h, v" #w1       \
+  ".8b, v" #x ".8b\n\tsmlal v" #c ".8h, v" #w2 ".8b, v" #x ".8b\n\tsmlal v" #d \
+  ".8h, v" #w3 ".8b, v" #x ".8b\n\tsmlal2 v" #a ".8h, v" #w0 ".16b, v" #x      \
+  ".16b\n\tsmlal2 v" #b ".8h, v" #w1 ".16b, v" #x ".16b\n\tsmlal2 v" #c        \
+  ".8h, v" #w2 ".16b, v" #x ".16b\n\tsmlal2 v" #d ".8h, v" #w3 ".16b, v" #x ".16b\n\t"
+#define DQ_ROW(row, x0, x1, a, b, c, d)                 \
+  "ldp q" #x0 ", q" #x1 ", [%[" #row "]], #32\n\t"      \
+  DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)                  \
+  DQ_GROUP(x1, 4, 5, 6, 7, a, b, c, d)
+#define DQ_SINGLE(row, x0, a, b, c, d)          \
+  "ldr q" #x0 ", [%[" #row "]], #16\n\t"        \
+  DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)
+#define DQ_WIDEN(a, b, at)                      \
+  "ldp q0, q1, [%[acc], #" #at "]\n\t"          \
+  "sadalp v0.4s, v" #a ".8h\n\t"                \
+  "sadalp v1.4s, v" #b ".8h\n\t"                \
+  "movi v" #a ".4s, #0\n\t"                     \
+  "movi v" #b ".4s, #0\n\t"                     \
+  "stp q0, q1, [%[acc], #" #at "]\n\t"
+
+// Adds whole groups of 16 positions of all taps to acc; at most `most` groups meet in int16.
+inline void add_chains(const GemmS8Args& a, int64_t most, int64_t row, const int8_t* w,
+                       int32x4_t (&acc)[5][4]) {
+  const int64_t* tap_offset = a.tap_offset;
+  int64_t taps = a.taps, left = most, groups, run, offset;
+  const int8_t *x0, *x1, *x2, *x3, *x4;
+  __asm__ volatile(
+      "movi v12.4s, #0\n\tmovi v13.4s, #0\n\tmovi v14.4s, #0\n\tmovi v15.4s, #0\n\t"
+      "movi v16.4s, #0\n\tmovi v17.4s, #0\n\tmovi v18.4s, #0\n\tmovi v19.4s, #0\n\t"
+      "movi v20.4s, #0\n\tmovi v21.4s, #0\n\tmovi v22.4s, #0\n\tmovi v23.4s, #0\n\t"
+      "movi v24.4s, #0\n\tmovi v25.4s, #0\n\tmovi v26.4s, #0\n\tmovi v27.4s, #0\n\t"
+      "movi v28.4s, #0\n\tmovi v29.4s, #0\n\tmovi v30.4s, #0\n\tmovi v31.4s, #0\n\t"
+      "1:\n\t"  // a tap
+      "ldr %[offset], [%[tap_offset]], #8\n\t"
+      "ldp %[x0], %[x1], [%[rows]]\n\t"
+      "ldp %[x2], %[x3], [%[rows], #16]\n\t"
+      "ldr %[x4], [%[rows], #32]\n\t"
+      "add %[x0], %[x0], %[offset]\n\t"
+      "add %[x1], %[x1], %[offset]\n\t"
+      "add %[x2], %[x2], %[offset]\n\t"
+      "add %[x3], %[x3], %[offset]\n\t"
+      "add %[x4], %[x4], %[offset]\n\t"
+      "lsr %[groups], %[steps], #2\n\t"
+      "2:\n\t"  // as many groups as int16 still holds
+      "cbz %[groups], 7f\n\t"
+      "cmp %[groups], %[left]\n\t"
+      "csel %[run], %[groups], %[left], lt\n\t"
+      "sub %[groups], %[groups], %[run]\n\t"
+      "sub %[left], %[left], %[run]\n\t"
+      "subs %[run], %[run], #2\n\t"
+      "b.lt 4f\n\t"
+      "3:\n\t"
+      "ldp q0, q1, [%[w]]\n\t"
+      "ldp q2, q3, [%[w], #32]\n\t"
+      "ldp q4, q5, [%[w], #256]\n\t"
+      "ldp q6, q7, [%[w], #288]\n\t"
+      "add %[w], %[w], #512\n\t"
+      DQ_ROW(x0, 8, 9, 12, 13, 14, 15)
+      DQ_ROW(x1, 10, 11, 16, 17, 18, 19)
+      DQ_ROW(x2, 8, 9, 20, 21, 22, 23)
+      DQ_ROW(x3, 10, 11, 24, 25, 26, 27)
+      DQ_ROW(x4, 8, 9, 28, 29, 30, 31)
+      "subs %[run], %[run], #2\n\t"
+      "b.ge 3b\n\t"
+      "4:\n\t"
+      "tbz %[run], #0, 5f\n\t"
+      "ldp q0, q1, [%[w]]\n\t"
+      "ldp q2, q3, [%[w], #32]\n\t"
+      "add %[w], %[w], #256\n\t"
+      DQ_SINGLE(x0, 8, 12, 13, 14, 15)
+      DQ_SINGLE(x1, 9, 16, 17, 18, 19)
+      DQ_SINGLE(x2, 10, 20, 21, 22, 23)
+      DQ_SINGLE(x3, 11, 24, 25, 26, 27)
+      DQ_SINGLE(x4, 8, 28, 29, 30, 31)
+      "5:\n\t"
+      "cbnz %[left], 2b\n\t"
+      "mov %[left], %[most]\n\t"
+      "6:\n\t"
+      DQ_WIDEN(12, 13, 0) DQ_WIDEN(14, 15, 32) DQ_WIDEN(16, 17, 64) DQ_WIDEN(18, 19, 96)
+      DQ_WIDEN(20, 21, 128) DQ_WIDEN(22, 23, 160) DQ_WIDEN(24, 25, 192) DQ_WIDEN(26, 27, 224)
+      DQ_WIDEN(28, 29, 256) DQ_WIDEN(30, 31, 288)
+      "cbnz %[taps], 2b\n\t"
+      "b 8f\n\t"
+      "7:\n\t"
+      "add %[w], %[w], %[rest]\n\t"
+      "subs %[taps], %[taps], #1\n\t"
+      "b.ne 1b\n\t"
+      "b 6b\n\t"
+      "8:\n\t"
+      : [w] "+&r"(w), [tap_offset] "+&r"(tap_offset), [taps] "+&r"(taps), [left] "+&r"(left),
+        [groups] "=&r"(groups), [run] "=&r"(run), [offset] "=&r"(offset), [x0] "=&r"(x0),
+        [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3), [x4] "=&r"(x4)
+      : [rows] "r"(a.rows + row), [steps] "r"(a.steps), [most] "r"(most),
+        [rest] "r"(a.steps % 4 * 64), [acc] "r"(&acc[0][0])
+      : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
+        "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24",
+        "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+}
+
+#undef DQ_GROUP
+#undef DQ_ROW
+#undef DQ_SINGLE
+#undef DQ_WIDEN
+
+}  // namespace
+}  // namespace defakeq::neon

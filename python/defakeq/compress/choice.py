@@ -1,0 +1,261 @@
+"""Stages 2 and 3 together: what of each layer is kept, at which width, in a file of given bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defakeq.compress import distortion, redundancy
+from defakeq.compress.allocate import ActOption, Allocation, Option, Problem, solve
+from defakeq.compress.bars import Bars
+from defakeq.compress.budget import converted, file_size
+from defakeq.compress.graph import Graph
+from defakeq.compress.latency import LatencyTable
+from defakeq.compress.presets import Preset
+from defakeq.compress.quantized import State
+from defakeq.compress.reconstruct import initial
+from defakeq.compress.redundancy import Masks, Redundancy
+from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost, payload
+from defakeq.compress.statistics import LayerStatistics
+from defakeq.prunable import Channels
+
+SUMMARY = 600  # bytes of the summary that a file carries
+_TRIES = 6
+_FOLDING = 8.0  # reconstruction takes back most of a rounding error, little of a folding error
+_RESERVE = 0.01  # of the file, for restored channels
+_RANDOM_RESERVE = 0.03  # of the file at most, for randomly restored channels
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What stages 2 and 3 decided: options, input widths, folded weights, kept channels."""
+
+    options: dict[str, Option]
+    acts: dict[str, int]
+    weights: dict[str, Tensor]
+    masks: dict[str, Masks]
+    pruning: str
+
+    def initial(self, graph: Graph) -> dict[str, State]:
+        """States with nearest codes."""
+        return initial(graph, self.options, self.acts, self.weights, self.masks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and numbers, for `torch.save`."""
+        return {
+            "options": {name: dict(vars(option)) for name, option in self.options.items()},
+            "acts": self.acts,
+            "weights": self.weights,
+            "masks": {name: dict(vars(mask)) for name, mask in self.masks.items()},
+            "pruning": self.pruning,
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Chosen:
+        """The inverse of `to_dict`."""
+        return Chosen(
+            {name: Option(**own) for name, own in values["options"].items()},
+            values["acts"],
+            values["weights"],
+            {name: Masks(**own) for name, own in values["masks"].items()},
+            values["pruning"],
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is chosen for.
+
+    Attributes:
+        graph: the float model.
+        statistics: of its layers.
+        images: calibration images.
+        ranges: a few images for trial programs.
+        preset: the widths, the objective.
+        budget: bytes of the file.
+        checkpoint: bytes of the float32 checkpoint.
+        restoring: whether channels will be restored.
+        table: the layers' times; empty without a latency limit.
+        latency: microseconds at most; None: no limit.
+    """
+
+    graph: Graph
+    statistics: Mapping[str, LayerStatistics]
+    images: Tensor
+    ranges: Tensor
+    preset: Preset
+    budget: int
+    checkpoint: int
+    restoring: bool
+    table: LatencyTable
+    latency: float | None
+
+    def reserve(self) -> int:
+        """Bytes kept for the restored channels."""
+        share = self.preset.restored
+        if not self.restoring or not share:
+            return 0
+        if self.preset.choice == "recovery":
+            return int(_RESERVE * self.budget)
+        narrow = min(self.preset.widths)
+        shapes = [Shape.of(layer) for layer in self.graph.layers.values()]
+        wanted = sum(share * s.outs * half_cost(s, narrow) + SEGMENT_JSON for s in shapes)
+        return int(min(wanted, _RANDOM_RESERVE * self.budget))
+
+    def room(self, chosen: Chosen) -> int:
+        """Bytes left by a file with nearest codes, as large as its numbers may make it."""
+        states = {
+            name: replace(state, bias=_some(state))
+            for name, state in chosen.initial(self.graph).items()
+        }
+        program = converted(self.graph.model, states, self.ranges, mixed=False)
+        return self.budget - SUMMARY - self.reserve() - file_size(program)[1]
+
+    def refused(self, missing: float, what: str) -> ValueError:
+        """The error of a budget that cannot be kept."""
+        least = math.ceil((self.budget + missing) / self.checkpoint * 1e4) / 1e4
+        return ValueError(
+            f"size: found {self.budget} bytes for the file; accepted is at least {least:.4f} of "
+            f"the checkpoint, {what}"
+        )
+
+
+def _some(state: State) -> Tensor | None:
+    """Biases as they will be stored: a file leaves out all-zero ones, which learning changes."""
+    if state.bias is None:
+        return None
+    bias = torch.where(state.bias == 0, 1e-3, state.bias)
+    return bias if state.keep_out is None else bias * state.keep_out
+
+
+def choose_options(task: Task, prune: bool, bars: Bars) -> Chosen:
+    """The widths and kept channels with the least expected distortion in the budget.
+
+    Raises:
+        ValueError: a budget that cannot be kept, with the least that can.
+    """
+    if task.preset.objective == "uniform":
+        return _uniform(task)
+
+    def without(pruning: str) -> tuple[Chosen, float]:
+        return _solved(task, None, [], pruning, bars)
+
+    if not prune:
+        return without("none: not asked for")[0]
+    try:
+        channels = redundancy.channels_of(task.graph, task.images[:1])
+    except ValueError as error:
+        return without(f"none: {error}")[0]
+    with bars.task("redundancy", len(channels.groups)) as step:
+        found = redundancy.find(task.graph, channels, task.statistics, task.images, progress=step)
+    groups, _ = redundancy.compatible(channels, found, task.graph.layers)
+    pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
+    try:
+        best = _solved(task, channels, groups, pruning, bars)
+    except ValueError as error:  # without pruned channels, fewer bytes lie beside the layers
+        try:
+            return without(f"none, which takes fewer bytes; {pruning}")[0]
+        except ValueError:
+            raise error from None
+    if best[0].masks:
+        try:
+            whole = without(f"none, which costs less; {pruning}")
+        except ValueError:
+            return best[0]
+        best = min(best, whole, key=lambda result: result[1])
+    return best[0]
+
+
+def _solved(
+    task: Task, channels: Channels | None, groups: list[Redundancy], pruning: str, bars: Bars
+) -> tuple[Chosen, float]:
+    """The best choice with some groups of channels, and its expected distortion."""
+    graph, statistics = task.graph, task.statistics
+    touched: dict[str, tuple[int, ...]] = {}
+    if channels is not None:
+        _, touched = redundancy.compatible(channels, groups, graph.layers)
+    options: dict[str, list[Option]] = {}
+    acts: dict[str, list[ActOption]] = {}
+    with bars.task("allocation", len(graph.layers)) as step:
+        for name, layer in graph.layers.items():
+            latency = task.table.of_name(name)
+            if task.preset.objective == "score":
+                costs = distortion.scored(layer, statistics[name], task.preset.widths)
+                options[name] = distortion.options(layer, costs, latency)
+            elif channels is None:
+                costs = distortion.measured(layer, statistics[name], task.preset.widths)
+                options[name] = distortion.options(layer, costs, latency)
+            else:
+                rounding = distortion.rounding(layer, statistics[name], task.preset.widths)
+                kept = redundancy.combinations(layer, channels, groups, touched[name])
+                options[name] = distortion.pruned_options(layer, rounding, kept, latency)
+            if task.preset.act_average is not None:
+                acts[name] = distortion.act_options(layer, statistics[name])
+            step(1)
+    volume = None
+    if task.preset.act_average is not None:
+        values = sum(found[-1].volume / found[-1].bits for found in acts.values())
+        volume = task.preset.act_average * values
+    costs_of_groups = [[_FOLDING * cost for cost in one.costs] for one in groups]
+    limit = task.table.room(task.latency)
+    problem = Problem(options, 0.0, costs_of_groups, limit, acts, volume)
+
+    def chosen_of(allocation: Allocation) -> Chosen:
+        weights: dict[str, Tensor] = {}
+        masks: dict[str, Masks] = {}
+        if channels is not None:
+            weights, masks = redundancy.pruned(
+                graph, channels, statistics, groups, allocation.levels
+            )
+        return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
+
+    return _within_budget(task, problem, chosen_of)
+
+
+def _within_budget(
+    task: Task, problem: Problem, chosen_of: Callable[[Allocation], Chosen]
+) -> tuple[Chosen, float]:
+    """Solves, packs, and tightens by what the file has beside the layers' tensors."""
+    least = sum(min(o.size for o in found) for found in problem.layers.values())
+    layers = max(0.93 * task.budget - 90.0 * len(problem.layers), float(least))
+    kept: tuple[Chosen, float] | None = None
+    for _ in range(_TRIES):
+        allocation = solve(replace(problem, budget=layers))
+        chosen = chosen_of(allocation)
+        left = task.room(chosen)
+        room = float(allocation.size + left)
+        if left >= 0:
+            kept = chosen, allocation.distortion
+            if room - layers < 0.002 * task.budget:
+                break
+        elif kept is not None:
+            break
+        elif room < least:
+            raise task.refused(least - room, "at the narrowest widths")
+        layers = room
+    if kept is None:
+        raise task.refused(0.01 * task.budget, f"or what {_TRIES} tries have not found")
+    return kept
+
+
+def _uniform(task: Task) -> Chosen:
+    """The widest width, the same for all layers but the ends, whose file fits."""
+    names = list(task.graph.layers)
+    left = 0
+    for bits in sorted(task.preset.widths, reverse=True):
+        options = {}
+        for name, layer in task.graph.layers.items():
+            own = bits
+            if task.preset.ends is not None and name in (names[0], names[-1]):
+                own = task.preset.ends
+            options[name] = Option(own, False, payload(Shape.of(layer), own), 0.0)
+        chosen = Chosen(options, {}, {}, {}, "none: not asked for")
+        left = task.room(chosen)
+        if left >= 0:
+            return chosen
+    raise task.refused(-left, f"at {min(task.preset.widths)} bits everywhere")

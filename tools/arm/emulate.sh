@@ -1,0 +1,39 @@
+#!/bin/sh
+# Runs a 64-bit ARM program as a given CPU, in the root file system that setup.sh made, if it did.
+# usage: emulate.sh [--count] CPU PROGRAM [ARG ...]
+#   CPU      cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max, ... (qemu-aarch64 -cpu help)
+#   PROGRAM  a program, or python3 for that of the root file system (PYTHONPATH is passed on)
+# --count prints "instructions N" to the standard error. An instruction that the CPU lacks ends in
+# SIGILL. The guest's /proc/cpuinfo is made to match, since libraries read it.
+set -eu
+home=${DEFAKEQ_ARM_HOME:-$(cd "$(dirname "$0")/../.." && pwd)/build/arm}
+plugin=""
+if [ "$1" = --count ]; then
+  plugin="-plugin $home/libcount.so"
+  shift
+fi
+cpu=$1
+shift
+sysroot=/usr/aarch64-linux-gnu
+if [ -d "$home/rootfs" ]; then
+  sysroot=$home/rootfs
+  base="fp asimd evtstrm aes pmull sha1 sha2 crc32"
+  dot="atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+  case $cpu in
+    cortex-a53) part=0xd03 features=$base ;;
+    cortex-a72) part=0xd08 features=$base ;;
+    cortex-a76) part=0xd0b features="$base $dot" ;;
+    neoverse-n1) part=0xd0c features="$base $dot" ;;
+    *) part=0x051 features="$base $dot i8mm bf16 sve sve2" ;;
+  esac
+  printf 'processor\t: 0\nFeatures\t: %s\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: %s\nCPU revision\t: 1\n' \
+    "$features" "$part" >"$sysroot/proc/cpuinfo"
+fi
+if [ "$1" = python3 ]; then
+  shift
+  # shellcheck disable=SC2086
+  exec qemu-aarch64 -L "$sysroot" -cpu "$cpu" $plugin -E PYTHONHOME=/usr -E PYTHONHASHSEED=0 \
+    -E "PYTHONPATH=${PYTHONPATH:-}:/usr/lib/python3/dist-packages" "$sysroot/usr/bin/python3.11" "$@"
+fi
+# shellcheck disable=SC2086
+exec qemu-aarch64 -L "$sysroot" -cpu "$cpu" $plugin "$@"
