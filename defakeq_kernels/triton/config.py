@@ -121,8 +121,15 @@ def shared_bytes(layout: GpuLayout, x: torch.dtype, config: Config) -> int:
 def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) -> Config:
     """`config` with smaller tiles for layers of long steps, and fewer stages until it fits."""
     widest = max(units_a_step(bits) for bits in layout.bits)
-    # Eight units a step keep eight tiles' addresses in registers. Hopper's products need 64 rows.
-    while widest == 8 and config.bn * config.bm > 1024 * config.warps:
+    # Registers that the tile leaves: sums of activations and several widths take some, a second
+    # sum (scale groups) or the addresses of eight units a step take most.
+    each = 4096
+    if layout.asymmetric or layout.half_inputs or len(layout.bits) > 1:
+        each = 2048
+    if layout.scale_groups > 1 or widest == 8:
+        each = 1024
+    # Hopper's products need 64 rows.
+    while config.bn * config.bm > each * config.warps:
         if config.bn > 64:
             config = replace(config, bn=config.bn // 2)
         else:
