@@ -14,6 +14,7 @@ from defakeq.lower.groups import LAYERS
 from defakeq.plan import QuantPlan, quantizable_layers
 
 MOST_BATCH = 16
+_AN_OUTPUT = 64  # multiply-adds
 
 LayerCall = Callable[["Layer", Tensor], Tensor]
 
@@ -184,8 +185,14 @@ class Graph:
 
 
 def steps_of(layers: Iterable[Layer], batch: int, work: float, fewest: int, most: int) -> int:
-    """How many steps of a batch, forth and back, `work` multiply-adds are good for."""
-    a_step = 3.0 * batch * sum(layer.products for layer in layers)
+    """How many steps of a batch, forth and back, `work` multiply-adds are good for.
+
+    An output counts as so many more, since moving it takes as long.
+    """
+    costs = [
+        layer.products + _AN_OUTPUT * layer.positions * layer.weight.shape[0] for layer in layers
+    ]
+    a_step = 3.0 * batch * sum(costs)
     return int(min(max(work / max(a_step, 1.0), fewest), most))
 
 
