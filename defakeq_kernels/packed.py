@@ -273,6 +273,11 @@ class PackedWeight:
             "bits": [s.bits for s in self.segments],
         }
 
+    def names(self, prefix: str) -> set[str]:
+        """All names that arrays of this weight may have in a file, left out or not."""
+        fields = [f"seg{i}.{key}" for i in range(len(self.segments)) for key in _SEGMENT_FIELDS]
+        return {f"{prefix}.{field}" for field in (*fields, *_LAYER_FIELDS)}
+
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The stored arrays by file name: ``<prefix>.seg0.codes``, ``<prefix>.bias``, ...
 

@@ -579,7 +579,7 @@ def _load_floats(
     packed = {
         key
         for name, description in layers.items()
-        for key in PackedWeight.from_tensors(name, tensors, description).to_tensors(name)
+        for key in PackedWeight.from_tensors(name, tensors, description).names(name)
     }
     stored = {name: array for name, array in tensors.items() if name not in packed}
     for name in stored:

@@ -165,6 +165,37 @@ def model(
     _print_machine(result["machine"])
 
 
+@app.command()
+def latency(
+    data: Annotated[Path, typer.Option(help="Folder of pictures to calibrate with.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Write the table to this file.")],
+    detector: Annotated[
+        str | None, typer.Option(help="A detector's name (defakeq.detectors), or 'embedded'.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="package.module:function that returns the float module.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The float checkpoint.")] = None,
+    images: Annotated[int, typer.Option(min=2, help="Pictures at most.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the program.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="How many times each width runs.")] = 20,
+) -> None:
+    """Microseconds of each layer of a detector by width, for 'defakeq compress --latency-table'."""
+    try:
+        from defakeq.compress.images import from_folder
+        from defakeq.compress.latency import measure
+        from defakeq.compress.source import float_detector
+        from defakeq.compress.workdir import write_whole
+
+        scorer = float_detector(detector, model, weights)
+        pictures = from_folder(data, scorer, images).images
+        table = measure(scorer.module, pictures, repeat, threads)
+        write_whole(json_file, (json.dumps(table, indent=1) + "\n").encode())
+    except (ImportError, OSError, ValueError) as error:
+        raise _fail(error) from error
+    typer.echo(f"{json_file}: {len(table['layers'])} layers")
+
+
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
