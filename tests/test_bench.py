@@ -480,3 +480,32 @@ def test_an_artefact_is_made_anew_when_its_source_changes(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_source", lambda name: b"another")
     assert Defakeq().folder(network) != before[1]
     assert Defakeq("4").folder(network) != Defakeq("8").folder(network)
+
+
+def test_latency_of_layers_by_width(tmp_path, monkeypatch):
+    import cv2
+    import torch
+
+    from defakeq.compress import latency
+
+    monkeypatch.setattr(latency, "WIDTHS", (4, 8))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(2):
+        picture = noise.integers(0, 256, (96, 96, 3), np.uint8)
+        assert cv2.imwrite(str(pictures / f"{i}.png"), picture)
+    table = tmp_path / "table.json"
+    arguments = ["latency", "--detector", "embedded", "--data", str(pictures), "--repeat", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(table)])
+    assert result.exit_code == 0, result.output
+    found = latency.LatencyTable.of(json.loads(table.read_text()), 1e9)
+    from defakeq.embedded.network import load_float
+
+    kinds = torch.nn.Conv2d, torch.nn.Linear
+    names = {name for name, module in load_float().named_modules() if isinstance(module, kinds)}
+    assert found.layers.keys() == names
+    assert all(us > 0 for own in found.layers.values() for us in own.values())
+    result = CliRunner().invoke(app, [*arguments[:3], "--data", "none", "--json", str(table)])
+    assert result.exit_code == 2
+    assert "data: found none" in result.output or "which is no folder" in result.output

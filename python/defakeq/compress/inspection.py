@@ -25,7 +25,7 @@ def inspected(path: str | os.PathLike[str]) -> dict[str, Any]:
         packed = PackedWeight.from_tensors(name, tensors, description)
         half = sum(s.count for s in packed.segments if s.bits == HALF_BITS)
         narrow = {s.bits: s.count for s in packed.segments if s.bits != HALF_BITS}
-        own = {key: array.nbytes for key, array in packed.to_tensors(name).items()}
+        own = sum(tensors[key].nbytes for key in packed.names(name) & tensors.keys())
         layers.append(
             {
                 "name": name,
@@ -36,7 +36,7 @@ def inspected(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "kept_outputs": packed.stored_out,
                 "kept_inputs": packed.in_count + (packed.half_in_count or 0),
                 "act_bits": description["act"]["bits"] if _static(description) else None,
-                "bytes": sum(own.values()),
+                "bytes": own,
             }
         )
     size = Path(path).stat().st_size
