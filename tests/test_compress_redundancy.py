@@ -118,11 +118,16 @@ def test_pruned_states_convert_and_run(model, data):
         packed = PackedWeight.from_tensors(name, tensors, network["layers"][name])
         size = distortion.payload(
             distortion.Shape(
-                packed.stored_out, packed.in_count, packed.taps, packed.bias is not None
+                packed.stored_out,
+                packed.in_count,
+                packed.taps,
+                packed.bias is not None,
+                packed.in_index is None,
+                packed.stored_out == packed.shape[0],
             ),
             8,
         )
-        assert packed.nbytes - (0 if packed.in_index is None else packed.in_index.nbytes) == size
+        assert sum(array.nbytes for array in packed.to_tensors(name).values()) == size
         mask = masks.get(name)
         if mask is not None and mask.outs is not None and name not in ("stem", "b", "patch"):
             assert packed.stored_out == int(mask.outs.sum())

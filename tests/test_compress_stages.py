@@ -266,11 +266,22 @@ def test_payload_is_what_a_layer_stores(bits, symmetric):
         half_out=half,
     )  # fmt: skip
     shape = sizes.Shape(24, 10, 9, True)
-    assert packed.nbytes == sizes.payload(shape, bits, symmetric, half=3)
+    assert _stored(packed) == sizes.payload(shape, bits, symmetric, half=3)
     plain = quantize_weight(
         weight, kind="conv2d", bits=bits, symmetric=symmetric, bias=np.ones(24, np.float32)
     )
-    assert packed.nbytes - plain.nbytes == 3 * sizes.half_cost(shape, bits, symmetric)
+    assert _stored(packed) - _stored(plain) == 3 * sizes.half_cost(shape, bits, symmetric)
+    kept = np.arange(0, 24, 2)
+    fewer = quantize_weight(
+        weight, kind="conv2d", bits=bits, symmetric=symmetric, bias=np.ones(24, np.float32),
+        keep_out=kept, half_out=half[half % 2 == 0],
+    )  # fmt: skip
+    shape = sizes.Shape(len(kept), 10, 9, True, all_outputs=False)
+    assert _stored(fewer) == sizes.payload(shape, bits, symmetric, half=1)
+
+
+def _stored(packed):
+    return sum(array.nbytes for array in packed.to_tensors("layer").values())
 
 
 def test_checkpoint_is_four_bytes_a_value():

@@ -205,8 +205,8 @@ def blend_into(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 def resized(data: Evaluation) -> Evaluation:
     """Return the pictures at the networks' size, resized as their preprocessing does."""
-    model = Reference()
-    images = [((model.preprocess(image) + 1) * 127.5).round() for image in data.images]
+    preprocess = Reference.interface.preprocess
+    images = [((preprocess(image) + 1) * 127.5).round() for image in data.images]
     stack = torch.stack(images).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return Evaluation(stack, data.labels, data.families, data.videos)
 

@@ -12,30 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defakeq_kernels.torch_functions import UNARY
 from defakeq_kernels.triton import launch
 from defakeq_kernels.triton.program_state import State, quantization
 from defakeq_kernels.triton.run import Extra, Rows, run
 
-_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "none": lambda x: x,
-    "relu": lambda x: torch.fmax(x, torch.zeros_like(x)),
-    "relu6": lambda x: torch.fmax(x, torch.zeros_like(x)).clamp(max=6),
-    "hardswish": F.hardswish,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "hardsigmoid": F.hardsigmoid,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt,
-    "abs": torch.abs,
-    "neg": torch.neg,
-    "square": torch.square,
-    "reciprocal": torch.reciprocal,
-}
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -126,13 +107,13 @@ def _convert(state: State, node: Mapping[str, Any]) -> None:
 
 
 def _unary(state: State, node: Mapping[str, Any]) -> None:
-    state.store(node["out"][0], _UNARY[node["fn"]](state.real(node["in"][0])))
+    state.store(node["out"][0], UNARY[node["fn"]](state.real(node["in"][0])))
 
 
 def _binary(state: State, node: Mapping[str, Any]) -> None:
     a, b = (state.real(i) for i in node["in"][:2])
     y = _BINARY[node["fn"]](a, b)
-    state.store(node["out"][0], _UNARY[node.get("activation", "none")](y))
+    state.store(node["out"][0], UNARY[node.get("activation", "none")](y))
 
 
 def _layer_norm(state: State, node: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import hashlib
@@ -87,7 +88,7 @@ def _version(module: str) -> str:
         return "none"
 
 
-class Engine:
+class Engine(abc.ABC):
     """One way to run a network.
 
     Attributes:
@@ -130,13 +131,13 @@ class Engine:
         """Whether the artefact is there."""
         return (folder / self.file).exists()
 
+    @abc.abstractmethod
     def prepare(self, network: Network, folder: Path) -> None:
         """Writes the artefact of a network."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, folder: Path, threads: int) -> Call:
         """The artefact, ready to be called."""
-        raise NotImplementedError
 
     def size(self, folder: Path) -> int:
         """Bytes on disk."""

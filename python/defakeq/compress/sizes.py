@@ -15,13 +15,17 @@ SEGMENT_JSON = 400
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a layer is stored: outputs, inputs a group, kernel positions, whether with a bias."""
+    """What of a layer is stored: outputs, inputs a group, kernel positions, whether with a bias.
+
+    `all_inputs` and `all_outputs`: none is pruned, so that they need no index.
+    """
 
     outs: int
     ins: int
     taps: int
     bias: bool
     all_inputs: bool = True
+    all_outputs: bool = True
 
     @staticmethod
     def of(layer: Layer, outs: int | None = None, ins: int | None = None) -> Shape:
@@ -33,6 +37,7 @@ class Shape:
             layer.weight[0, 0].numel(),
             layer.bias is not None,
             ins is None or ins == own[1],
+            outs is None or outs == own[0],
         )
 
 
@@ -47,18 +52,24 @@ def payload(shape: Shape, bits: int, symmetric: bool = False, half: int = 0) -> 
     """
     reduction = shape.ins * shape.taps
     integer = shape.outs - half
-    a_row = row_bytes(reduction, bits) + 4 + 4 + (0 if symmetric else 4)
-    total = integer * a_row + half * (2 * reduction + 4)
+    total = integer * _integer_row(reduction, bits, symmetric) + half * 2 * reduction
+    # the larger segment's outputs follow from the other's
+    total += 4 * (min(integer, half) if shape.all_outputs else shape.outs)
     total += 4 * shape.outs if shape.bias else 0
     total += 0 if shape.all_inputs else 4 * shape.ins
     return total
 
 
 def half_cost(shape: Shape, bits: int, symmetric: bool = False) -> int:
-    """How many bytes more an output takes in half precision."""
+    """How many bytes more an output takes in half precision, while fewer than half do."""
     reduction = shape.ins * shape.taps
-    a_row = row_bytes(reduction, bits) + 4 + (0 if symmetric else 4)
-    return 2 * reduction - a_row
+    index = 4 if shape.all_outputs else 0
+    return 2 * reduction + index - _integer_row(reduction, bits, symmetric)
+
+
+def _integer_row(reduction: int, bits: int, symmetric: bool) -> int:
+    """Bytes of an output's codes, scale and zero point."""
+    return row_bytes(reduction, bits) + 4 + (0 if symmetric else 2)
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from defakeq.detectors.checkpoint import LoadReport, load_into
 from defakeq.interface import Interface
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, abc.ABC):
     """A network with the names of its published weights, and what lies around it.
 
     Calling it maps (batch, 3, size, size) to logits: (batch, 2), real and forged, or (batch, 1).
@@ -33,13 +34,13 @@ class Detector(nn.Module):
         """(3, height, width) of an input."""
         return 3, self.interface.size, self.interface.size
 
+    @abc.abstractmethod
     def features(self, batch: Tensor) -> Tensor:
         """What the public implementation calls the features of a batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def classify(self, features: Tensor) -> Tensor:
         """The logits of features."""
-        raise NotImplementedError
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return the logits of a batch of preprocessed pictures."""

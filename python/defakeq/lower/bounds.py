@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defakeq.lower.twin import UNARY, Twin, dequantized, quantized
+from defakeq.lower.twin import Twin, dequantized, quantized
+from defakeq_kernels.torch_functions import UNARY
 
 ULP = 2.0**-24  # of one rounding to float32
 EXP = 4e-7  # relative error of exp, absolute error of erf and what is made of them

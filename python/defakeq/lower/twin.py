@@ -13,25 +13,7 @@ from torch.nn import functional as F
 
 from defakeq_kernels import dfq
 from defakeq_kernels.packed import PackedWeight
-
-UNARY = {
-    "relu": torch.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "hardsigmoid": F.hardsigmoid,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt,
-    "abs": torch.abs,
-    "neg": torch.neg,
-    "square": torch.square,
-    "reciprocal": torch.reciprocal,
-}
+from defakeq_kernels.torch_functions import UNARY
 
 
 class AttentionParts(NamedTuple):
