@@ -36,10 +36,12 @@ __all__ = [
     "FLOAT_OUT",
     "HALF_BITS",
     "KINDS",
+    "LAYER_FIELDS",
     "MAX_CHANNELS",
     "MAX_EXTENT",
     "MAX_ZERO_POINT",
     "NO_ACT",
+    "SEGMENT_FIELDS",
     "PackedWeight",
     "Segment",
     "is_integer",
@@ -56,8 +58,8 @@ __all__ = [
 NO_ACT: Mapping[str, Any] = {"mode": "none", "scale": 1.0, "zero_point": 0, "bits": 8}
 FLOAT_OUT: Mapping[str, Any] = {"dtype": "float32", "scale": 1.0, "zero_point": 0, "bits": 8}
 
-_SEGMENT_FIELDS = ("out_index", "codes", "scale", "zero_point")
-_LAYER_FIELDS = ("in_index", "half_in_index", "half_in_weight", "bias")
+SEGMENT_FIELDS = ("out_index", "codes", "scale", "zero_point")
+LAYER_FIELDS = ("in_index", "half_in_index", "half_in_weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays in memory; a file holds no more."""
-        arrays: list[NDArray[Any] | None] = [getattr(self, field) for field in _LAYER_FIELDS]
+        arrays: list[NDArray[Any] | None] = [getattr(self, field) for field in LAYER_FIELDS]
         for segment in self.segments:
-            arrays += [getattr(segment, field) for field in _SEGMENT_FIELDS]
+            arrays += [getattr(segment, field) for field in SEGMENT_FIELDS]
         return sum(array.nbytes for array in arrays if array is not None)
 
     def validate(self, name: str = "weight") -> PackedWeight:
@@ -212,8 +214,8 @@ class PackedWeight:
 
     def names(self, prefix: str) -> set[str]:
         """All names that arrays of this weight may have in a file, left out or not."""
-        fields = [f"seg{i}.{key}" for i in range(len(self.segments)) for key in _SEGMENT_FIELDS]
-        return {f"{prefix}.{field}" for field in (*fields, *_LAYER_FIELDS)}
+        fields = [f"seg{i}.{key}" for i in range(len(self.segments)) for key in SEGMENT_FIELDS]
+        return {f"{prefix}.{field}" for field in (*fields, *LAYER_FIELDS)}
 
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The stored arrays by file name: ``<prefix>.seg0.codes``, ``<prefix>.bias``, ...
@@ -222,14 +224,14 @@ class PackedWeight:
         """
         named: dict[str, NDArray[Any] | None] = {}
         for i, segment in enumerate(self.segments):
-            for field in _SEGMENT_FIELDS:
+            for field in SEGMENT_FIELDS:
                 named[f"{prefix}.seg{i}.{field}"] = getattr(segment, field)
             if segment.zero_point is not None:
                 named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(np.int16)
         if self.stored_out == self.shape[0]:
             counts = [segment.count for segment in self.segments]
             del named[f"{prefix}.seg{counts.index(max(counts))}.out_index"]
-        for field in _LAYER_FIELDS:
+        for field in LAYER_FIELDS:
             named[f"{prefix}.{field}"] = getattr(self, field)
         return {key: array for key, array in named.items() if array is not None}
 
@@ -268,7 +270,7 @@ class PackedWeight:
             for key in ("codes",) + (() if bits == HALF_BITS else ("scale",)):
                 if f"{base}.{key}" not in tensors:
                     refuse(f"{base}.{key}", "nothing", "a tensor")
-            fields = {key: tensors.get(f"{base}.{key}") for key in _SEGMENT_FIELDS}
+            fields = {key: tensors.get(f"{base}.{key}") for key in SEGMENT_FIELDS}
             if fields["zero_point"] is not None and fields["zero_point"].dtype == np.int16:
                 fields["zero_point"] = fields["zero_point"].astype(np.int32)
             fields["out_index"] = outputs[i]
@@ -282,7 +284,7 @@ class PackedWeight:
             dilation=pair("dilation"),
             groups=geometry("groups"),
             group_size=geometry("group_size"),
-            **{key: tensors.get(f"{prefix}.{key}") for key in _LAYER_FIELDS},
+            **{key: tensors.get(f"{prefix}.{key}") for key in LAYER_FIELDS},
         ).validate(prefix)
 
     def spec(

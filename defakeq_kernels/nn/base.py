@@ -15,7 +15,13 @@ from defakeq_kernels import (
     _core,
     ops,  # noqa: F401  registers torch.ops.defakeq
 )
-from defakeq_kernels.packed import HALF_BITS, PackedWeight, Segment
+from defakeq_kernels.packed import (
+    HALF_BITS,
+    LAYER_FIELDS,
+    SEGMENT_FIELDS,
+    PackedWeight,
+    Segment,
+)
 from defakeq_kernels.quantize import (
     ACTIVATIONS,
     ActQuant,
@@ -28,8 +34,6 @@ Indices = Tensor | Sequence[int] | NDArray[Any] | None
 _Layer = TypeVar("_Layer", bound="QuantLayer")
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_SEGMENT_FIELDS = ("out_index", "codes", "scale", "zero_point")
-_LAYER_FIELDS = ("in_index", "half_in_index", "half_in_weight", "bias")
 
 
 class QuantLayer(torch.nn.Module):
@@ -210,7 +214,7 @@ class QuantLayer(torch.nn.Module):
     def _build(self, buffers: Mapping[str, Tensor]) -> PackedWeight:
         arrays = {name: b.detach().cpu().numpy() for name, b in buffers.items()}
         segments = tuple(
-            Segment(bits, **{f: arrays.get(f"seg{i}_{f}") for f in _SEGMENT_FIELDS})  # type: ignore[arg-type]
+            Segment(bits, **{f: arrays.get(f"seg{i}_{f}") for f in SEGMENT_FIELDS})  # type: ignore[arg-type]
             for i, bits in enumerate(self._geometry["bits"])
         )
         g = self._geometry
@@ -223,7 +227,7 @@ class QuantLayer(torch.nn.Module):
             dilation=tuple(g["dilation"]),
             groups=g["groups"],
             group_size=g["group_size"],
-            **{f: arrays.get(f) for f in _LAYER_FIELDS},  # type: ignore[arg-type]
+            **{f: arrays.get(f) for f in LAYER_FIELDS},  # type: ignore[arg-type]
         )
 
     # the runtime layout
@@ -411,14 +415,13 @@ class QuantLayer(torch.nn.Module):
         return ", ".join(parts)
 
 
-
 def _arrays(weight: PackedWeight) -> dict[str, NDArray[Any]]:
     """Buffer names and arrays of the storage format."""
     named: dict[str, NDArray[Any] | None] = {}
     for i, segment in enumerate(weight.segments):
-        for field in _SEGMENT_FIELDS:
+        for field in SEGMENT_FIELDS:
             named[f"seg{i}_{field}"] = getattr(segment, field)
-    for field in _LAYER_FIELDS:
+    for field in LAYER_FIELDS:
         named[field] = getattr(weight, field)
     return {name: array for name, array in named.items() if array is not None}
 
