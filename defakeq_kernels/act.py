@@ -57,9 +57,13 @@ class ActQuant:
             bits: 4 to 8.
         """
         _check_act_bits(bits)
-        low, high = float(low), float(high)
+        found = f"{shown(low)}, {shown(high)}"
+        try:
+            low, high = float(low), float(high)
+        except (TypeError, ValueError):
+            raise ValueError(f"low, high: found {found}; accepted is two numbers") from None
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise ValueError(f"low, high: found {low}, {high}; accepted is finite low <= high")
+            raise ValueError(f"low, high: found {found}; accepted is finite low <= high")
         low, high = min(low, 0.0), max(high, 0.0)
         levels = (1 << bits) - 1
         tiny = float(np.finfo(np.float32).tiny)

@@ -19,6 +19,7 @@ from defakeq_kernels.act import (
     float_out,
     int8_out,
 )
+from defakeq_kernels.checks import is_integer, refuse, shown
 from defakeq_kernels.codes import HALF_BITS, level_step, pack_codes, symmetric_zero_point
 from defakeq_kernels.fit import fit_rows
 from defakeq_kernels.packed import PackedWeight, Segment, scale_groups
@@ -98,8 +99,8 @@ def quantize_weight(
     if groups != 1 and (keep_in is not None or half_in is not None):
         raise ValueError(f"keep_in, half_in: found with groups {groups}; accepted is None")
     size = 0 if group_size is None else group_size
-    if group_size is not None and (size <= 0 or size % 4):
-        raise ValueError(f"group_size: found {size}; accepted is a positive multiple of 4")
+    if group_size is not None and (not is_integer(size) or size <= 0 or size % 4):
+        refuse("group_size", shown(group_size), "a positive multiple of 4")
 
     grid = _given_grid(scale, zero_point, outs, symmetric, size)
     kept_out = _index("keep_out", keep_out, outs)
@@ -150,10 +151,17 @@ def quantize_weight(
     ).validate()
 
 
+def _kind(array: NDArray[Any]) -> str:
+    """A value that no array of numbers was made of, or an array's type and shape."""
+    if array.ndim == 0:
+        return shown(array.item())
+    return f"{array.dtype} with shape {array.shape}"
+
+
 def _float_array(name: str, value: ArrayLike) -> NDArray[np.float32]:
     array = np.asarray(value)
     if array.dtype.kind != "f":
-        raise ValueError(f"{name}: found {array.dtype}; accepted is a floating-point array")
+        refuse(name, _kind(array), "a floating-point array")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not bool(np.isfinite(array).all()):
@@ -174,10 +182,7 @@ def _index(name: str, value: ArrayLike | None, limit: int) -> NDArray[np.int32]:
         return np.arange(limit, dtype=np.int32)
     array = np.asarray(value)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name}: found {array.dtype} with shape {array.shape}; "
-            "accepted is a one-dimensional array of channel indices"
-        )
+        refuse(name, _kind(array), "a one-dimensional array of channel indices")
     if array.size == 0:
         raise ValueError(f"{name}: found no channel; accepted is at least one, or None for all")
     return _distinct(name, array, limit)
@@ -210,10 +215,7 @@ def _widths(
 ) -> NDArray[np.int64]:
     array = np.asarray(bits)
     if array.dtype.kind not in "iu" or array.shape not in ((), (outs,)):
-        raise ValueError(
-            f"bits: found {array.dtype} with shape {array.shape}; "
-            f"accepted is an integer, or {outs} integers"
-        )
+        refuse("bits", _kind(array), f"an integer, or {outs} integers")
     widths = np.broadcast_to(array, (outs,)).astype(np.int64)
     used = np.unique(widths[kept])
     wrong = used[~(((used >= 1) & (used <= 8)) | (used == HALF_BITS))]
@@ -245,18 +247,20 @@ def _given_grid(
             "scale, zero_point: found one without the other, or with group_size; accepted is both "
             "(scale alone when symmetric), with one scale an output"
         )
-    scales = _float_array("scale", np.asarray(scale, np.float64))
-    if scales.shape != (outs,) or not bool((scales >= np.finfo(np.float32).tiny).all()):
-        raise ValueError(f"scale: found shape {scales.shape}; accepted is {outs} positive numbers")
+    given = np.asarray(scale)
+    scales = _float_array("scale", given.astype(np.float64) if given.dtype.kind in "iu" else given)
+    if scales.shape != (outs,):
+        refuse("scale", f"shape {scales.shape}", f"{outs} positive numbers")
+    if float(scales.min()) < np.finfo(np.float32).tiny:
+        refuse("scale", str(float(scales.min())), f"{outs} normal positive float32 numbers")
     if zero_point is None:
         return scales, None
     zeros = np.asarray(zero_point)
-    inside = zeros.shape == (outs,) and zeros.dtype.kind in "iu"
-    if not inside or int(np.abs(zeros).max()) > MAX_ZERO_POINT:
-        raise ValueError(
-            f"zero_point: found {zeros.dtype} with shape {zeros.shape}; accepted is {outs} "
-            f"integers from {-MAX_ZERO_POINT} to {MAX_ZERO_POINT}"
-        )
+    accepted = f"{outs} integers from {-MAX_ZERO_POINT} to {MAX_ZERO_POINT}"
+    if zeros.shape != (outs,) or zeros.dtype.kind not in "iu":
+        refuse("zero_point", _kind(zeros), accepted)
+    if int(zeros.min()) < -MAX_ZERO_POINT or int(zeros.max()) > MAX_ZERO_POINT:
+        refuse("zero_point", f"{int(zeros.min())} to {int(zeros.max())}", accepted)
     return scales, zeros.astype(np.int32)
 
 

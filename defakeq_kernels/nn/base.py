@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from defakeq_kernels import (
     _core,
@@ -99,6 +100,9 @@ class QuantLayer(torch.nn.Module):
     ) -> _Layer:
         dense, bias = module.weight, module.bias
         assert isinstance(dense, Tensor)
+        if is_lazy(dense) or dense.is_meta or not dense.is_floating_point():
+            found = "no value yet" if is_lazy(dense) or dense.is_meta else str(dense.dtype)
+            raise ValueError(f"module.weight: found {found}; accepted is floating-point values")
         indices = ("keep_out", "keep_in", "half_out", "half_in")
         weight = quantize_weight(
             _host(dense),
@@ -155,7 +159,7 @@ class QuantLayer(torch.nn.Module):
         weight = self.packed_weight()
         if weight.bias is None:
             return None
-        bias = torch.zeros(weight.shape[0])
+        bias = torch.zeros(weight.shape[0], dtype=torch.float32, device="cpu")
         bias[torch.from_numpy(weight.out_index).long()] = torch.from_numpy(weight.bias)
         return bias
 
@@ -248,7 +252,8 @@ class QuantLayer(torch.nn.Module):
                 float_out() if self._out is None else int8_out(self._out),
             )
         )
-        packed = torch.empty(blob.shape[0], dtype=torch.uint8)  # torch aligns to 64 bytes
+        # torch aligns to 64 bytes. The host's memory, whatever torch.device() is in force.
+        packed = torch.empty(blob.shape[0], dtype=torch.uint8, device="cpu")
         packed.numpy()[:] = blob
         return packed.to(device)
 
@@ -359,6 +364,9 @@ class QuantLayer(torch.nn.Module):
 
     def _floats(self, name: str, t: Tensor) -> Tensor:
         """`t` as the ops take it: int8 as it is, other accepted types as float32 on the CPU."""
+        if not isinstance(t, Tensor) or t.layout != torch.strided:
+            found = f"a {t.layout} tensor" if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"{name}: found {found}; accepted is a dense tensor")
         if t.dtype == torch.int8:
             return t
         if t.dtype not in _FLOATS:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from defakeq_kernels.checks import refuse
 from defakeq_kernels.nn.base import Indices, QuantLayer
 from defakeq_kernels.quantize import ActQuant
 
-__all__ = ["QuantConv2d", "QuantLayer", "QuantLinear", "explicit_padding"]
+__all__ = ["QuantConv2d", "QuantLayer", "QuantLinear", "explicit_padding", "has_forward_of"]
 
 
 class QuantLinear(QuantLayer):
@@ -39,7 +40,7 @@ class QuantLinear(QuantLayer):
         """Quantizes a float layer.
 
         Args:
-            module: the float layer; left as it is.
+            module: the float layer, with the forward of its class; left as it is.
             bits: 1 to 8, or 16 for half precision; one value, or one an output.
             symmetric: fixes the zero points to the middle code.
             group_size: inputs that share a scale, a multiple of 4; None: all.
@@ -54,10 +55,7 @@ class QuantLinear(QuantLayer):
         Raises:
             ValueError: naming the argument, what was found and what is accepted.
         """
-        if not isinstance(module, torch.nn.Linear):
-            raise ValueError(
-                f"module: found {type(module).__name__}; accepted is a torch.nn.Linear"
-            )
+        _check_module(module, torch.nn.Linear)
         return cls._from_weight(module, act, activation, _options(locals()), {})
 
     @property
@@ -132,10 +130,7 @@ class QuantConv2d(QuantLayer):
         Raises:
             ValueError: naming the argument, what was found and what is accepted.
         """
-        if not isinstance(module, torch.nn.Conv2d):
-            raise ValueError(
-                f"module: found {type(module).__name__}; accepted is a torch.nn.Conv2d"
-            )
+        _check_module(module, torch.nn.Conv2d)
         geometry = {
             "stride": _pair(module.stride),
             "padding": explicit_padding(module),
@@ -215,6 +210,21 @@ class QuantConv2d(QuantLayer):
         half_input = None if half_input is None else half_input.unsqueeze(0)
         y = self._call(op, x.unsqueeze(0), geometry, residual, half_input, *numbers)
         return y.squeeze(0)
+
+
+def has_forward_of(module: torch.nn.Module, base: type[torch.nn.Module]) -> bool:
+    """Whether `module` is a `base` and computes what `base` does."""
+    if not isinstance(module, base):
+        return False
+    names = ("forward", "_conv_forward", "__call__")
+    return all(getattr(type(module), n, None) is getattr(base, n, None) for n in names)
+
+
+def _check_module(module: object, base: type[torch.nn.Module]) -> None:
+    if not isinstance(module, base):
+        refuse("module", type(module).__name__, f"a torch.nn.{base.__name__}")
+    if not has_forward_of(module, base):
+        refuse("module", f"{type(module).__name__} with a forward of its own", f"{base.__name__}'s")
 
 
 def explicit_padding(module: torch.nn.Conv2d) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from defakeq.inputs import Inputs
-from defakeq.plan import has_forward_of
+from defakeq_kernels.nn.layers import has_forward_of
 
 _NORMS = {nn.BatchNorm2d: (nn.Conv2d, 4), nn.BatchNorm1d: (nn.Linear, 2)}
 _ACTIVATIONS: dict[type[nn.Module], str] = {
