@@ -13,14 +13,15 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from defakeq_kernels.packed import FLOAT_OUT, NO_ACT, PackedWeight, is_integer, shown
+from defakeq_kernels.checks import is_integer, refuse, shown
+from defakeq_kernels.packed import FLOAT_OUT, NO_ACT, PackedWeight
 from defakeq_kernels.quantize import ACTIVATIONS, check_act, check_out
 
 FORMAT = "defakeq"
@@ -93,15 +94,15 @@ def dumps(tensors: Mapping[str, NDArray[Any]], network: Any) -> bytes:
     arrays: Tensors = {}
     for name, array in tensors.items():
         if not isinstance(name, str) or name in ("", "__metadata__"):
-            _bad("tensor name", shown(name), "a non-empty string that is not __metadata__")
+            refuse("tensor name", shown(name), "a non-empty string that is not __metadata__")
         if (
             not isinstance(array, np.ndarray)
             or array.dtype.newbyteorder("=") not in _DTYPES.values()
         ):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            _bad(f"tensor {shown(name)}", str(found), f"a numpy array of {sorted(_DTYPES)}")
+            refuse(f"tensor {shown(name)}", str(found), f"a numpy array of {sorted(_DTYPES)}")
         if array.ndim > MAX_RANK:
-            _bad(f"tensor {shown(name)}", f"{array.ndim} dimensions", f"at most {MAX_RANK}")
+            refuse(f"tensor {shown(name)}", f"{array.ndim} dimensions", f"at most {MAX_RANK}")
         arrays[name] = np.asarray(array, order="C")
     try:
         text = json.dumps(
@@ -120,7 +121,7 @@ def dumps(tensors: Mapping[str, NDArray[Any]], network: Any) -> bytes:
     header += (f",{table}}}" if table else "}").encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER:
-        _bad("header length", str(len(header)), f"at most {MAX_HEADER}")
+        refuse("header length", str(len(header)), f"at most {MAX_HEADER}")
     data = len(header).to_bytes(8, "little") + header + raw[8 + length :]
     return data[:_CRC_AT] + _checksum(data) + data[_CRC_AT + len(_CRC_BLANK) :]
 
@@ -133,7 +134,7 @@ def loads(data: bytes) -> tuple[Tensors, Network]:
     crc = header["__metadata__"]["crc32"]
     computed = _checksum(data).decode()
     if crc != computed:
-        _bad("crc32", shown(crc), f"{computed}, the checksum of the content")
+        refuse("crc32", shown(crc), f"{computed}, the checksum of the content")
     network = _parse("network", network_text.encode())
     try:
         tensors = safetensors.numpy.load(data)
@@ -169,7 +170,7 @@ def add_layer(
     added = weight.validate(name).to_tensors(name)
     taken = [key for key in added if key in tensors]
     if name in layers or taken:
-        _bad("name", shown(taken[0] if taken else name), "a name that is not in use")
+        refuse("name", shown(taken[0] if taken else name), "a name that is not in use")
     description = {
         **weight.describe(),
         "act": dict(act if act is not None else NO_ACT),
@@ -203,12 +204,8 @@ def layer(
         ValueError: no such layer, or a wrong one.
     """
     if name not in network["layers"]:
-        _bad("name", shown(name), f"one of {shown(sorted(network['layers']))}")
+        refuse("name", shown(name), f"one of {shown(sorted(network['layers']))}")
     return PackedWeight.from_tensors(name, tensors, network["layers"][name])
-
-
-def _bad(field: str, found: str, accepted: str) -> NoReturn:
-    raise ValueError(f"{field}: found {found}; accepted is {accepted}")
 
 
 def _plain(value: object) -> Any:
@@ -245,7 +242,7 @@ def _parse(field: str, data: bytes) -> Any:
         )
         _check_depth(value)
     except RecursionError:
-        _bad(field, "deep nesting", f"at most {MAX_DEPTH} levels")
+        refuse(field, "deep nesting", f"at most {MAX_DEPTH} levels")
     except ValueError as error:
         raise ValueError(f"{field}: found {error}; accepted is strict JSON") from error
     return value
@@ -276,30 +273,30 @@ def _check_depth(value: Any) -> None:
 
 def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
     if len(data) < 8:
-        _bad("header length", f"a file of {len(data)} bytes", "at least 8 bytes")
+        refuse("header length", f"a file of {len(data)} bytes", "at least 8 bytes")
     length = int.from_bytes(data[:8], "little")
     limit = min(MAX_HEADER, len(data) - 8)
     if length > limit or length % 8:
-        _bad("header length", str(length), f"a multiple of 8 up to {limit}")
+        refuse("header length", str(length), f"a multiple of 8 up to {limit}")
     header = _parse("header", data[8 : 8 + length])
     if not isinstance(header, dict):
-        _bad("header", shown(header), "an object")
+        refuse("header", shown(header), "an object")
     return header, 8 + length
 
 
 def _check_metadata(header: dict[str, Any], data: bytes) -> str:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict):
-        _bad("__metadata__", shown(metadata), "an object of strings")
+        refuse("__metadata__", shown(metadata), "an object of strings")
     for key in ("format", "version", "crc32", "network"):
         if not isinstance(metadata.get(key), str):
-            _bad(f"__metadata__.{key}", shown(metadata.get(key)), "a string")
+            refuse(f"__metadata__.{key}", shown(metadata.get(key)), "a string")
     if metadata["format"] != FORMAT:
-        _bad("__metadata__.format", shown(metadata["format"]), f'"{FORMAT}"')
+        refuse("__metadata__.format", shown(metadata["format"]), f'"{FORMAT}"')
     if metadata["version"] != VERSION:
-        _bad("__metadata__.version", shown(metadata["version"]), f'"{VERSION}"')
+        refuse("__metadata__.version", shown(metadata["version"]), f'"{VERSION}"')
     if data[8:_CRC_AT] != _HEADER_START:
-        _bad("header", shown(data[8:_CRC_AT]), f"a start of {_HEADER_START!r}")
+        refuse("header", shown(data[8:_CRC_AT]), f"a start of {_HEADER_START!r}")
     text: str = metadata["network"]
     return text
 
@@ -311,21 +308,21 @@ def _check_table(header: Mapping[str, Any], payload: int) -> None:
             continue
         field = f"tensor {shown(name)}"
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            _bad(field, shown(entry), "dtype, shape and data_offsets")
+            refuse(field, shown(entry), "dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            _bad(f"{field} dtype", shown(dtype), f"one of {sorted(_DTYPES)}")
+            refuse(f"{field} dtype", shown(dtype), f"one of {sorted(_DTYPES)}")
         if not _naturals(shape) or len(shape) > MAX_RANK:
-            _bad(f"{field} shape", shown(shape), f"up to {MAX_RANK} sizes")
+            refuse(f"{field} shape", shown(shape), f"up to {MAX_RANK} sizes")
         if not _naturals(offsets) or len(offsets) != 2:
-            _bad(f"{field} data_offsets", shown(offsets), "two offsets")
+            refuse(f"{field} data_offsets", shown(offsets), "two offsets")
         begin, end = offsets
         item = _DTYPES[dtype].itemsize
         size = item
         for extent in shape:
             size *= extent
         if not begin <= end <= payload or end - begin != size or begin % item:
-            _bad(
+            refuse(
                 f"{field} data_offsets",
                 shown(offsets),
                 f"{size} bytes for its shape, aligned, within the {payload} of the file",
@@ -334,10 +331,10 @@ def _check_table(header: Mapping[str, Any], payload: int) -> None:
     at = 0
     for begin, end, field in sorted(spans):
         if begin != at:
-            _bad(f"{field} data_offsets", f"a start at {begin}", f"a start at {at}")
+            refuse(f"{field} data_offsets", f"a start at {begin}", f"a start at {at}")
         at = end
     if at != payload:
-        _bad("data_offsets", f"{at} bytes of tensors", f"the {payload} of the file")
+        refuse("data_offsets", f"{at} bytes of tensors", f"the {payload} of the file")
 
 
 def _naturals(value: object) -> bool:
@@ -346,15 +343,15 @@ def _naturals(value: object) -> bool:
 
 def _check_network(tensors: Mapping[str, NDArray[Any]], network: Any) -> None:
     if not isinstance(network, dict):
-        _bad("network", shown(network), "an object")
+        refuse("network", shown(network), "an object")
     layers = network.get("layers")
     if not isinstance(layers, dict):
-        _bad("network.layers", shown(layers), "an object")
+        refuse("network.layers", shown(layers), "an object")
     for name, description in layers.items():
         if not isinstance(name, str) or not name:
-            _bad("network.layers", f"the name {shown(name)}", "a non-empty string")
+            refuse("network.layers", f"the name {shown(name)}", "a non-empty string")
         if not isinstance(description, dict):
-            _bad(f"network.layers.{name}", shown(description), "an object")
+            refuse(f"network.layers.{name}", shown(description), "an object")
         PackedWeight.from_tensors(name, tensors, description)
         _check_epilogue(name, description)
 
@@ -363,5 +360,5 @@ def _check_epilogue(name: str, description: Mapping[str, Any]) -> None:
     check_act(description.get("act"), f"{name}.act")
     if description.get("activation") not in ACTIVATIONS:
         found = shown(description.get("activation"))
-        _bad(f"{name}.activation", found, f"one of {ACTIVATIONS}")
+        refuse(f"{name}.activation", found, f"one of {ACTIVATIONS}")
     check_out(description.get("out"), f"{name}.out")

@@ -9,101 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("linear", "conv2d")
-MAX_CHANNELS = 1 << 24
-MAX_EXTENT = 1 << 12
-MAX_ZERO_POINT = 255
-HALF_BITS = 16
+from defakeq_kernels.checks import is_integer, refuse, shown
+from defakeq_kernels.codes import (
+    HALF_BITS,
+    level_step,
+    pack_codes,
+    row_bytes,
+    symmetric_zero_point,
+    unpack_codes,
+)
+from defakeq_kernels.packed_checks import (
+    KINDS,
+    MAX_CHANNELS,
+    MAX_EXTENT,
+    MAX_ZERO_POINT,
+    check_weight,
+    outputs_of_segments,
+)
 
-_PACK_CHUNK = 1 << 22
+__all__ = [
+    "FLOAT_OUT",
+    "HALF_BITS",
+    "KINDS",
+    "LAYER_FIELDS",
+    "MAX_CHANNELS",
+    "MAX_EXTENT",
+    "MAX_ZERO_POINT",
+    "NO_ACT",
+    "SEGMENT_FIELDS",
+    "PackedWeight",
+    "Segment",
+    "is_integer",
+    "level_step",
+    "pack_codes",
+    "row_bytes",
+    "scale_group_of",
+    "scale_groups",
+    "shown",
+    "symmetric_zero_point",
+    "unpack_codes",
+]
 
+NO_ACT: Mapping[str, Any] = {"mode": "none", "scale": 1.0, "zero_point": 0, "bits": 8}
+FLOAT_OUT: Mapping[str, Any] = {"dtype": "float32", "scale": 1.0, "zero_point": 0, "bits": 8}
 
-def row_bytes(count: int, bits: int) -> int:
-    """Bytes of one packed row of `count` codes of `bits` bits."""
-    return (count * bits + 7) // 8
-
-
-def level_step(bits: int) -> int:
-    """The step between the integer levels of neighbouring codes: 2 for 1-bit codes, else 1."""
-    return 2 if bits == 1 else 1
-
-
-def symmetric_zero_point(bits: int) -> int:
-    """The zero point of a segment that stores none: 2^(bits-1)."""
-    return 1 << (bits - 1)
-
-
-def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Packs each row of `codes` into a little-endian bit stream, padded with zero bits to a byte.
-
-    Args:
-        codes: uint8 [rows, count], every value below 2^bits.
-        bits: 1 to 8.
-
-    Returns:
-        uint8 [rows, ceil(count * bits / 8)].
-
-    Raises:
-        ValueError: a wrong width, type, rank, or a code that does not fit.
-    """
-    _check_width(bits)
-    codes = np.asarray(codes)
-    if codes.dtype != np.uint8 or codes.ndim != 2:
-        raise ValueError(
-            f"codes: found {codes.dtype} with shape {codes.shape}; accepted is uint8 [rows, count]"
-        )
-    if bits == 8:
-        return np.ascontiguousarray(codes)
-    if codes.size and int(codes.max()) >> bits:
-        raise ValueError(f"codes: found {int(codes.max())}; accepted is 0 to {(1 << bits) - 1}")
-    rows, count = codes.shape
-    packed = np.empty((rows, row_bytes(count, bits)), np.uint8)
-    for part in _chunks(rows, count):
-        stream = np.unpackbits(codes[part, :, None], axis=2, count=bits, bitorder="little")
-        stream = stream.reshape(len(stream), count * bits)
-        packed[part] = np.packbits(stream, axis=1, bitorder="little")
-    return packed
-
-
-def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    """The inverse of `pack_codes`: uint8 [rows, row bytes] to uint8 [rows, count].
-
-    Raises:
-        ValueError: a wrong width, type, rank or row length.
-    """
-    _check_width(bits)
-    packed = np.asarray(packed)
-    if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != row_bytes(count, bits):
-        raise ValueError(
-            f"packed: found {packed.dtype} with shape {packed.shape}; accepted is uint8 "
-            f"[rows, {row_bytes(count, bits)}] for {count} codes of {bits} bits"
-        )
-    if bits == 8:
-        return packed.copy()
-    rows = packed.shape[0]
-    codes = np.empty((rows, count), np.uint8)
-    for part in _chunks(rows, count):
-        stream = np.unpackbits(packed[part], axis=1, count=count * bits, bitorder="little")
-        code = stream[:, 0::bits].copy()
-        for bit in range(1, bits):
-            code |= stream[:, bit::bits] << bit
-        codes[part] = code
-    return codes
-
-
-def _chunks(rows: int, count: int) -> list[slice]:
-    step = max(1, _PACK_CHUNK // max(1, count))
-    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-
-
-def _check_width(bits: int) -> None:
-    if not is_integer(bits) or not 1 <= bits <= 8:
-        raise ValueError(f"bits: found {bits!r}; accepted is an integer from 1 to 8")
+SEGMENT_FIELDS = ("out_index", "codes", "scale", "zero_point")
+LAYER_FIELDS = ("in_index", "half_in_index", "half_in_weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -199,9 +155,9 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays in memory; a file holds no more."""
-        arrays: list[NDArray[Any] | None] = [getattr(self, field) for field in _LAYER_FIELDS]
+        arrays: list[NDArray[Any] | None] = [getattr(self, field) for field in LAYER_FIELDS]
         for segment in self.segments:
-            arrays += [getattr(segment, field) for field in _SEGMENT_FIELDS]
+            arrays += [getattr(segment, field) for field in SEGMENT_FIELDS]
         return sum(array.nbytes for array in arrays if array is not None)
 
     def validate(self, name: str = "weight") -> PackedWeight:
@@ -211,24 +167,7 @@ class PackedWeight:
             ValueError: naming the field as it is called in a file (``<name>.seg0.scale``), what
                 was found and what is accepted.
         """
-        _check_geometry(self, name)
-        _check_inputs(self, name)
-        if not self.segments:
-            _bad(f"{name}.bits", "no segment", "at least one")
-        stored = np.zeros(self.shape[0], bool)
-        for i, segment in enumerate(self.segments):
-            _check_segment(self, segment, f"{name}.seg{i}")
-            repeated = segment.out_index[stored[segment.out_index]]
-            if repeated.size:
-                _bad(
-                    f"{name}.seg{i}.out_index",
-                    f"output {int(repeated[0])} again",
-                    "every output stored once",
-                )
-            stored[segment.out_index] = True
-        _check_half_in(self, name)
-        if self.bias is not None:
-            _check_floats(f"{name}.bias", self.bias, np.float32, (self.stored_out,))
+        check_weight(self, name)
         return self
 
     def dequantize(self) -> NDArray[np.float32]:
@@ -275,8 +214,8 @@ class PackedWeight:
 
     def names(self, prefix: str) -> set[str]:
         """All names that arrays of this weight may have in a file, left out or not."""
-        fields = [f"seg{i}.{key}" for i in range(len(self.segments)) for key in _SEGMENT_FIELDS]
-        return {f"{prefix}.{field}" for field in (*fields, *_LAYER_FIELDS)}
+        fields = [f"seg{i}.{key}" for i in range(len(self.segments)) for key in SEGMENT_FIELDS]
+        return {f"{prefix}.{field}" for field in (*fields, *LAYER_FIELDS)}
 
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The stored arrays by file name: ``<prefix>.seg0.codes``, ``<prefix>.bias``, ...
@@ -285,14 +224,14 @@ class PackedWeight:
         """
         named: dict[str, NDArray[Any] | None] = {}
         for i, segment in enumerate(self.segments):
-            for field in _SEGMENT_FIELDS:
+            for field in SEGMENT_FIELDS:
                 named[f"{prefix}.seg{i}.{field}"] = getattr(segment, field)
             if segment.zero_point is not None:
                 named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(np.int16)
         if self.stored_out == self.shape[0]:
             counts = [segment.count for segment in self.segments]
             del named[f"{prefix}.seg{counts.index(max(counts))}.out_index"]
-        for field in _LAYER_FIELDS:
+        for field in LAYER_FIELDS:
             named[f"{prefix}.{field}"] = getattr(self, field)
         return {key: array for key, array in named.items() if array is not None}
 
@@ -308,30 +247,30 @@ class PackedWeight:
 
         def geometry(key: str) -> Any:
             if key not in description:
-                _bad(f"{prefix}.{key}", "nothing", "a value in the layer's description")
+                refuse(f"{prefix}.{key}", "nothing", "a value in the layer's description")
             return description[key]
 
         def integers(key: str) -> tuple[int, ...]:
             value = geometry(key)
             if not isinstance(value, (list, tuple)) or not all(is_integer(v) for v in value):
-                _bad(f"{prefix}.{key}", shown(value), "a list of integers")
+                refuse(f"{prefix}.{key}", shown(value), "a list of integers")
             return tuple(value)
 
         def pair(key: str) -> tuple[int, int]:
             value = integers(key)
             if len(value) != 2:
-                _bad(f"{prefix}.{key}", shown(list(value)), "two integers")
+                refuse(f"{prefix}.{key}", shown(list(value)), "two integers")
             return value[0], value[1]
 
         segments = []
         widths, shape = integers("bits"), integers("shape")
-        outputs = _outputs(prefix, len(widths), shape[0] if shape else None, tensors)
+        outputs = outputs_of_segments(prefix, len(widths), shape[0] if shape else None, tensors)
         for i, bits in enumerate(widths):
             base = f"{prefix}.seg{i}"
             for key in ("codes",) + (() if bits == HALF_BITS else ("scale",)):
                 if f"{base}.{key}" not in tensors:
-                    _bad(f"{base}.{key}", "nothing", "a tensor")
-            fields = {key: tensors.get(f"{base}.{key}") for key in _SEGMENT_FIELDS}
+                    refuse(f"{base}.{key}", "nothing", "a tensor")
+            fields = {key: tensors.get(f"{base}.{key}") for key in SEGMENT_FIELDS}
             if fields["zero_point"] is not None and fields["zero_point"].dtype == np.int16:
                 fields["zero_point"] = fields["zero_point"].astype(np.int32)
             fields["out_index"] = outputs[i]
@@ -345,7 +284,7 @@ class PackedWeight:
             dilation=pair("dilation"),
             groups=geometry("groups"),
             group_size=geometry("group_size"),
-            **{key: tensors.get(f"{prefix}.{key}") for key in _LAYER_FIELDS},
+            **{key: tensors.get(f"{prefix}.{key}") for key in LAYER_FIELDS},
         ).validate(prefix)
 
     def spec(
@@ -385,13 +324,6 @@ class PackedWeight:
         }
 
 
-NO_ACT: Mapping[str, Any] = {"mode": "none", "scale": 1.0, "zero_point": 0, "bits": 8}
-FLOAT_OUT: Mapping[str, Any] = {"dtype": "float32", "scale": 1.0, "zero_point": 0, "bits": 8}
-
-_SEGMENT_FIELDS = ("out_index", "codes", "scale", "zero_point")
-_LAYER_FIELDS = ("in_index", "half_in_index", "half_in_weight", "bias")
-
-
 def scale_groups(taps: int, in_count: int, group_size: int) -> int:
     """Scales of one output: 1, or one for each started group of every kernel position."""
     return 1 if group_size == 0 else taps * -(-in_count // group_size)
@@ -408,164 +340,3 @@ def scale_group_of(taps: int, in_count: int, group_size: int) -> NDArray[np.int6
 
 def _as_uint16(array: NDArray[Any]) -> NDArray[np.uint16]:
     return np.ascontiguousarray(array).view(np.uint16)
-
-
-def shown(value: object) -> str:
-    """A short repr for error messages."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _bad(field: str, found: str, accepted: str) -> NoReturn:
-    raise ValueError(f"{field}: found {found}; accepted is {accepted}")
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """True for Python and numpy integers, not for booleans."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _check_range(field: str, value: object, low: int, high: int) -> None:
-    if not is_integer(value) or not low <= value <= high:
-        _bad(field, shown(value), f"an integer from {low} to {high}")
-
-
-def _check_geometry(w: PackedWeight, name: str) -> None:
-    if w.kind not in KINDS:
-        _bad(f"{name}.kind", shown(w.kind), '"linear" or "conv2d"')
-    rank = 2 if w.kind == "linear" else 4
-    if len(w.shape) != rank:
-        _bad(f"{name}.shape", shown(list(w.shape)), f"{rank} sizes for {w.kind}")
-    for value in w.shape[:2]:
-        _check_range(f"{name}.shape", value, 1, MAX_CHANNELS)
-    for value in w.shape[2:]:
-        _check_range(f"{name}.shape", value, 1, MAX_EXTENT)
-    fixed = w.kind == "linear"
-    pairs = (("stride", w.stride, 1), ("padding", w.padding, 0), ("dilation", w.dilation, 1))
-    for field, pair, low in pairs:
-        if len(pair) != 2:
-            _bad(f"{name}.{field}", shown(pair), "two integers")
-        for value in pair:
-            _check_range(f"{name}.{field}", value, low, low if fixed else MAX_EXTENT)
-    _check_range(f"{name}.groups", w.groups, 1, 1 if fixed else MAX_CHANNELS)
-    if w.shape[0] % w.groups or w.shape[1] * w.groups > MAX_CHANNELS:
-        _bad(
-            f"{name}.groups",
-            f"{w.groups} for shape {list(w.shape)}",
-            f"a divisor of the outputs, with at most {MAX_CHANNELS} inputs in all",
-        )
-    _check_range(f"{name}.group_size", w.group_size, 0, MAX_CHANNELS)
-    if w.group_size % 4:
-        _bad(f"{name}.group_size", str(w.group_size), "a multiple of 4, or 0")
-    if w.group_size and w.groups > 1:
-        _bad(f"{name}.group_size", str(w.group_size), "0 when groups > 1")
-
-
-def _outputs(
-    prefix: str, count: int, outs: object, tensors: Mapping[str, NDArray[Any]]
-) -> list[NDArray[np.int32]]:
-    """The outputs of each segment; one may name none, it has those of no other."""
-    if not is_integer(outs) or not 1 <= outs <= MAX_CHANNELS:
-        _bad(f"{prefix}.shape", shown(outs), f"1 to {MAX_CHANNELS} outputs")
-    stored = np.zeros(int(outs), bool)
-    found: list[NDArray[np.int32]] = []
-    rest = -1
-    for i in range(count):
-        field = f"{prefix}.seg{i}.out_index"
-        index = tensors.get(field)
-        if index is None and rest < 0:
-            rest = i
-            index = np.empty(0, np.int32)
-        else:
-            if index is None:
-                _bad(field, "nothing", "int32 [count]")
-            _check_index(field, index, len(stored))
-            if bool(stored[index].any()):
-                _bad(field, "an output again", "every output stored once")
-            stored[index] = True
-        found.append(index)
-    if rest >= 0:
-        found[rest] = np.flatnonzero(~stored).astype(np.int32)
-        codes = tensors.get(f"{prefix}.seg{rest}.codes")
-        if not len(found[rest]) or codes is None or codes.shape[:1] != found[rest].shape:
-            wanted = f"an index, unless it has the {len(found[rest])} outputs of no other segment"
-            _bad(f"{prefix}.seg{rest}.out_index", "nothing", wanted)
-    return found
-
-
-def _check_index(field: str, index: Any, limit: int) -> None:
-    if not isinstance(index, np.ndarray) or index.dtype != np.int32 or index.ndim != 1:
-        _bad(field, _kind_of(index), "a one-dimensional int32 array")
-    if index.size == 0:
-        _bad(field, "no entry", "at least one")
-    if int(index.min()) < 0 or int(index.max()) >= limit:
-        _bad(field, f"{int(index.min())} to {int(index.max())}", f"indices from 0 to {limit - 1}")
-    if index.size > 1 and not bool(np.all(index[1:] > index[:-1])):
-        _bad(field, "indices out of order", "strictly increasing indices")
-
-
-def _check_floats(field: str, array: Any, dtype: type, shape: tuple[int, ...]) -> None:
-    _check_array(field, array, dtype, shape)
-    if not bool(np.isfinite(array).all()):
-        _bad(field, "a value that is not finite", "finite values")
-
-
-def _check_array(field: str, array: Any, dtype: type, shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        _bad(field, _kind_of(array), f"{np.dtype(dtype)} with shape {list(shape)}")
-
-
-def _kind_of(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} with shape {list(value.shape)}"
-    return "nothing" if value is None else type(value).__name__
-
-
-def _check_inputs(w: PackedWeight, name: str) -> None:
-    for field in ("in_index", "half_in_index"):
-        index = getattr(w, field)
-        if index is None:
-            continue
-        if w.groups > 1:
-            _bad(f"{name}.{field}", f"an index with groups {w.groups}", "none when groups > 1")
-        _check_index(f"{name}.{field}", index, w.shape[1])
-    if w.half_in_index is None:
-        return
-    if w.in_index is None:
-        _bad(f"{name}.in_index", "nothing", "the integer inputs, where half_in_index is given")
-    shared = np.intersect1d(w.in_index, w.half_in_index)  # type: ignore[arg-type]
-    if shared.size:
-        _bad(f"{name}.half_in_index", f"input {int(shared[0])}", "inputs not in in_index")
-
-
-def _check_half_in(w: PackedWeight, name: str) -> None:
-    if w.half_in_index is None:
-        if w.half_in_weight is not None:
-            _bad(f"{name}.half_in_weight", "a tensor", "none without half_in_index")
-        return
-    shape = (w.stored_out, w.taps * w.half_in_count)
-    _check_floats(f"{name}.half_in_weight", w.half_in_weight, np.float16, shape)
-
-
-def _check_segment(w: PackedWeight, s: Segment, name: str) -> None:
-    if not is_integer(s.bits) or s.bits not in (1, 2, 3, 4, 5, 6, 7, 8, HALF_BITS):
-        _bad(f"{name}.bits", shown(s.bits), "1 to 8, or 16")
-    _check_index(f"{name}.out_index", s.out_index, w.shape[0])
-    if s.bits == HALF_BITS:
-        _check_floats(f"{name}.codes", s.codes, np.float16, (s.count, w.reduction))
-        for field in ("scale", "zero_point"):
-            if getattr(s, field) is not None:
-                _bad(f"{name}.{field}", "a tensor", "none for 16 bits")
-        return
-    size = row_bytes(w.reduction, s.bits)
-    _check_array(f"{name}.codes", s.codes, np.uint8, (s.count, size))
-    used = w.reduction * s.bits - 8 * (size - 1)
-    if bool((s.codes[:, -1].astype(np.int32) >> used).any()):
-        _bad(f"{name}.codes", "bits set in a row's padding", "zero padding")
-    _check_floats(f"{name}.scale", s.scale, np.float32, (s.count, w.scale_groups))
-    if s.zero_point is not None:
-        _check_array(f"{name}.zero_point", s.zero_point, np.int32, (s.count, w.scale_groups))
-        low, high = int(s.zero_point.min()), int(s.zero_point.max())
-        if low < -MAX_ZERO_POINT or high > MAX_ZERO_POINT:
-            accepted = f"-{MAX_ZERO_POINT} to {MAX_ZERO_POINT}"
-            _bad(f"{name}.zero_point", f"{low} to {high}", accepted)

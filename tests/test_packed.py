@@ -141,7 +141,7 @@ def test_unpack_is_inverted_by_pack(seed: int, bits: int, rows: int, count: int)
 def test_packing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = np.random.default_rng(0).integers(0, 32, (11, 9)).astype(np.uint8)
     whole = pack_codes(codes, 5)
-    monkeypatch.setattr("defakeq_kernels.packed._PACK_CHUNK", 20)
+    monkeypatch.setattr("defakeq_kernels.codes._PACK_CHUNK", 20)
     np.testing.assert_array_equal(pack_codes(codes, 5), whole)
     np.testing.assert_array_equal(unpack_codes(whole, 5, 9), codes)
 

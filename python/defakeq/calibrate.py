@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from defakeq.inputs import Batch, as_inputs
+from defakeq.plan import LayerPlan, QuantPlan
 from defakeq_kernels.quantize import ActQuant
+from defakeq_kernels.torch_functions import UNARY
 
 BINS = 2048
 PERCENTILE = 99.99
@@ -156,3 +160,74 @@ def _best(candidates: NDArray[np.float64], error: Callable[[float], float]) -> f
     errors = [error(float(candidate)) for candidate in candidates]
     # The widest of equally good ranges.
     return float(candidates[len(errors) - 1 - int(np.argmin(errors[::-1]))])
+
+
+def calibrate(
+    model: nn.Module,
+    plan: QuantPlan,
+    fused: Mapping[str, str],
+    static: list[str],
+    batches: Iterable[Batch],
+    observer: str,
+) -> dict[str, ActQuant]:
+    """Static input quantizations by layer name, from the float model with `fused` put back."""
+    if not static:
+        return {}
+    observers = {name: RangeObserver() for name in static}
+    handles = []
+    for name in static:
+        module, layer = model.get_submodule(name), plan.layers[name]
+        hook = _observing(name, module, layer, observers[name])
+        handles.append(module.register_forward_pre_hook(hook))
+    for name, activation in fused.items():
+        handles.append(model.get_submodule(name).register_forward_hook(_applying(activation)))
+    if isinstance(batches, (Tensor, Mapping)):
+        batches = [batches]
+    count = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                args, kwargs = as_inputs("calibration", batch)
+                model(*args, **kwargs)
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise ValueError("calibration: found no batch; accepted is at least one")
+    acts = {}
+    for name in static:
+        bits = plan.layers[name].act_bits
+        assert bits is not None
+        try:
+            acts[name] = observers[name].quantization(bits, observer)
+        except ValueError as error:
+            raise ValueError(f"calibration: layer {name!r}: {error}") from error
+    return acts
+
+
+def _observing(
+    name: str, module: nn.Module, layer: LayerPlan, observer: RangeObserver
+) -> Callable[..., None]:
+    dim = -3 if isinstance(module, nn.Conv2d) else -1
+    index: Tensor | None = None
+    if layer.keep_in is not None or layer.half_in:
+        inputs = module.weight.shape[1]  # type: ignore[index,union-attr]
+        kept = range(inputs) if layer.keep_in is None else layer.keep_in
+        index = torch.tensor(sorted(set(kept) - set(layer.half_in or ())))
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if index is not None:
+            x = x.index_select(dim, index.to(x.device))
+        try:
+            observer.update(x)
+        except ValueError as error:
+            raise ValueError(f"calibration: layer {name!r}: {error}") from error
+
+    return hook
+
+
+def _applying(activation: str) -> Callable[..., Tensor]:
+    function = UNARY[activation]
+    return lambda module, args, output: function(output)

@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from defakeq.plan import has_forward_of
+from defakeq.inputs import Inputs
+from defakeq_kernels.nn.layers import has_forward_of
 
 _NORMS = {nn.BatchNorm2d: (nn.Conv2d, 4), nn.BatchNorm1d: (nn.Linear, 2)}
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -32,8 +33,6 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.GELU: "gelu",
     nn.Sigmoid: "sigmoid",
 }
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Folded(nn.Identity):

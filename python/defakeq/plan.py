@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from defakeq_kernels.nn.layers import explicit_padding
+from defakeq_kernels.nn.layers import explicit_padding, has_forward_of
 
 MAX_REDUCTION = 33025  # the longest sum of products of 8-bit numbers that fits int32
 VERSION = 1
@@ -289,14 +289,6 @@ def weight_shape(model: nn.Module, name: str) -> tuple[int, ...]:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     return tuple(weight.shape)
-
-
-def has_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether `module` is a `base` and computes what `base` does."""
-    if not isinstance(module, base):
-        return False
-    names = ("forward", "_conv_forward", "__call__")
-    return all(getattr(type(module), n, None) is getattr(base, n, None) for n in names)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
