@@ -231,7 +231,7 @@ def choose(
     """The configuration of a product of `m` rows.
 
     Args:
-        measure: seconds of a run; with DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a
+        measure: seconds of a run, infinite where the device cannot run it; with DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a
             shape and the best is kept in `tuned_file`.
     """
     path = tuned_file(device)
