@@ -200,11 +200,11 @@ def _segment(
                         ones = tl.full((16, UNIT), 1, tl.int8)
                         sums = tl.dot(ones, b, sums, out_dtype=tl.int32)
                 else:
-                    a = float_weights(p0, p1, p2, BITS, s, DTYPE, PTX)
+                    level = None
                     if ASYMMETRIC:
                         g = tl.minimum(j // SPAN, GROUPS - 1) if GROUPS > 1 else 0
-                        z = tl.load(zero + stored * GROUPS + g).to(tl.float32)
-                        a = a - (z * float_step(BITS, DTYPE)).to(DTYPE)[:, None]
+                        level = tl.load(zero + stored * GROUPS + g)[:, None]
+                    a = float_weights(p0, p1, p2, BITS, s, DTYPE, PTX, level)
                     acc = tl.dot(a, b, acc, input_precision=PRECISION)
                 if GROUPS > 1 and _flushes(s, A_STEP, SPAN):
                     if SPAN <= A_STEP:
