@@ -16,6 +16,7 @@ from defakeq_kernels.packed import HALF_BITS
 from defakeq_kernels.quantize import ACTIVATIONS
 from defakeq_kernels.triton import config as configs
 from defakeq_kernels.triton.depthwise import depthwise_kernel
+from defakeq_kernels.triton.gemv import gemv_kernel
 from defakeq_kernels.triton.layout import GpuLayout, device_tiles, units_a_step
 from defakeq_kernels.triton.prepare import largest_kernel, prepare_kernel
 from defakeq_kernels.triton.product import product_kernel
@@ -137,6 +138,10 @@ def _run_part(
         return
     window = layout.strategy == "product" and layout.kind == "conv2d" and not _pointwise(layout)
     x, pitch, channels = _compact(layout, packed, x, rows, scales)
+    few = None if window else configs.gemv(layout, x.dtype, rows.count, device_of(x))
+    if few is not None:
+        _gemv(layout, packed, x, pitch, channels, rows, epilogue, out, scales, extra, few)
+        return
     _product(layout, packed, x, pitch, channels, rows, window, half_x, epilogue, out, scales,
              extra)  # fmt: skip
 
@@ -271,6 +276,29 @@ def _depthwise(
         STRIDE_X=layout.stride[1], PAD_Y=layout.padding[0], PAD_X=layout.padding[1],
         DILATION_Y=layout.dilation[0], DILATION_X=layout.dilation[1], INTEGER=integer,
         BP=pixels, BC=block, PTX=not INTERPRETED,
+    )  # fmt: skip
+
+
+def _gemv(
+    layout: GpuLayout, packed: Tensor, x: Tensor, pitch: int, channels: int, rows: Rows,
+    epilogue: dict[str, Any], out: Tensor, scales: Tensor | None, extra: Extra,
+    chosen: configs.Gemv,
+) -> None:  # fmt: skip
+    count, a_step = layout.stored, units_a_step(layout.bits[0])
+    even = layout.units % (a_step * chosen.slices) == 0 and channels == layout.pitch
+    start(gemv_kernel, (triton.cdiv(count, chosen.bn),),
+        x, layout.section(packed, "weights"),
+        None if layout.direct else layout.section(packed, "out_index"),
+        layout.section(packed, "scale"), layout.section(packed, "zero_point"),
+        layout.section(packed, "correction"), layout.section(packed, "bias"), scales,
+        extra.residual, extra.table, out,
+        rows.count, pitch * x.itemsize // 16, channels, layout.units, count,
+        _a_scale(scales, rows.images, rows.count), layout.out_channels,
+        **epilogue,
+        BITS=layout.bits[0], UNIT=layout.unit, GROUPS=layout.scale_groups, SPAN=layout.span,
+        ASYMMETRIC=layout.asymmetric, EVEN=even, SLICES=chosen.slices, BN=chosen.bn,
+        BM=chosen.bm, STAGES=chosen.stages, PTX=not INTERPRETED,
+        num_warps=chosen.slices, num_stages=chosen.stages,
     )  # fmt: skip
 
 
