@@ -194,13 +194,13 @@ def gemv(layout: GpuLayout, x: torch.dtype, m: int, device: Device) -> Gemv | No
         bn *= 2
     # int8 tensor cores take 16 columns at the least
     bm = 8 if m <= 8 and x != torch.int8 else 16
-    slices = 8 if bn <= 32 else 4
     step = units_a_step(bits) * layout.unit
-    stage = slices * (bn * -(-step * bits // 8) + bm * step * x.itemsize + 8 * bn)
-    # the sums of the slices go through shared memory too
+    a_slice = bn * -(-step * bits // 8) + bm * step * x.itemsize + 8 * bn
     left = device.shared - 1024
-    for stages in (4, 3, 2):
-        if stages * stage <= left and 4 * slices * bn * bm <= left:
+    for slices, stages in ((8, 4), (8, 3), (4, 4), (4, 3), (4, 2), (2, 2)):
+        # the sums of the slices go through shared memory too
+        fits = max(stages * a_slice, 4 * bn * bm) * slices <= left
+        if fits and slices * bn <= 512:
             return Gemv(bn, bm, slices, stages)
     return None
 
