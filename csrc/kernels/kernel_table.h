@@ -19,6 +19,8 @@ inline constexpr int kGemvRows = 4;
 inline constexpr int kGemvBlocks = 4;
 // A plane block holds kPlaneSteps steps of 4 reduction positions for 16 outputs.
 inline constexpr int kPlaneSteps = 8;
+// Bytes that the widest byte permutation makes.
+inline constexpr int kWideBlock = 64;
 
 // What happens to y = fma(accumulator, scale, bias) before it is stored.
 struct Post {
@@ -132,11 +134,21 @@ struct ShuffleSource {
   int32_t offset;
   uint8_t mask[16];
 };
+// The same for output blocks of 64 bytes, where byte permutations are that wide: `lanes` says which
+// bytes of the block come from src[offset + index[i]] (index[i] < 64).
+struct WideShuffleSource {
+  uint64_t lanes;
+  int64_t offset;
+  uint8_t index[64];
+};
 struct ShufflePlan {
   int64_t length;        // output bytes a row
+  int64_t src_length;    // bytes of a source row
   const int32_t* first;  // [blocks + 1] index of the first source of a block
   const ShuffleSource* sources;
-  const uint8_t* fill;  // [blocks * 16]
+  const int32_t* wide_first;  // [wide blocks + 1], empty where no ISA reads it
+  const WideShuffleSource* wide_sources;
+  const uint8_t* fill;  // a byte an output, zeros up to a multiple of 64
 };
 
 struct BinaryArgs;

@@ -63,8 +63,8 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty) {
 }
 
 const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill) {
-  if (layer.scatter_fill == 0) return nullptr;
-  const auto* own = layer.at<uint8_t>(layer.scatter_fill);
+  if (layer.scatter.first == 0) return nullptr;
+  const auto* own = layer.at<uint8_t>(layer.scatter.fill);
   if (table == nullptr) return own;
   const int32_t* slot = layer.at<int32_t>(layer.channel_slot);
   std::memset(fill, 0, static_cast<size_t>(fill_bytes(layer)));
@@ -78,8 +78,8 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
                   const void* tmp, int64_t rows, void* out) {
   const int64_t slots = layer.slots();
   if (layer.out_dtype == DType::kInt8) {
-    const ShufflePlan plan{layer.out_channels, layer.at<int32_t>(layer.scatter_first),
-                           layer.at<ShuffleSource>(layer.scatter_sources), fill};
+    ShufflePlan plan = layer.plan_at(layer.scatter);
+    plan.fill = fill;
     kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), slots, rows, static_cast<uint8_t*>(out),
                     layer.out_channels);
     return;

@@ -16,7 +16,7 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty);
 // What int8 rows hold where channels are absent: the layer's zero, through the table when there is
 // one (then made in `fill`, fill_bytes long). Null when no scatter is planned.
 inline int64_t fill_bytes(const PackedLayer& layer) {
-  return (layer.out_channels + kBlock - 1) / kBlock * kBlock;
+  return (layer.out_channels + kWideBlock - 1) / kWideBlock * kWideBlock;
 }
 const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill);
 // slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero (int8:
