@@ -59,6 +59,13 @@ struct GemmS8Args {
   const float* row_scale;     // [m] or null
   const float* row_bias;      // [m][row_bias_stride], replaces bias, or null
   int64_t row_bias_stride;
+  // Where the table says that gemm_s8 fuses half-precision inputs, and there are some: the bias is
+  // the start of their chain, gemm_f32's of these rows from the bias on. Else null.
+  const float* const* half_rows;
+  const int64_t* half_tap_offset;
+  int64_t half_length;  // floats a tap
+  const float* half_w;  // block b at half_w + b * half_w_stride: [taps * half_length][16]
+  int64_t half_w_stride;
   void* out;  // row r at out + r * out_stride elements
   int64_t out_stride;
   int n;  // valid outputs in these blocks, the rest is not stored
@@ -160,6 +167,7 @@ struct InterpolateAxis;
 struct KernelTable {
   const char* isa;
   void (*gemm_s8)(const GemmS8Args&);
+  bool fuses_half_inputs;  // whether gemm_s8 reads half_rows
   void (*gemv_s8)(const GemmS8Args&);
   void (*gemm_f32)(const GemmF32Args&);
   void (*dw_s8)(const DwS8Args&);

@@ -94,8 +94,12 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
   }
 }
 
-void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
-                     void* out) {
+void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
+                     const void* residual, int64_t rows, void* out) {
+  if (dtype == DType::kInt8 && layer.residual.first != 0) {
+    return kernels.shuffle(layer.plan_at(layer.residual), static_cast<const uint8_t*>(residual),
+                           layer.out_channels, rows, static_cast<uint8_t*>(out), layer.slots());
+  }
   const int32_t* channel = layer.at<int32_t>(layer.slot_channel);
   const int64_t slots = layer.slots();
   const auto move = [&](const auto* from, auto* to) {

@@ -24,8 +24,8 @@ const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8
 void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
                   const void* tmp, int64_t rows, void* out);
 // channels -> slots for a residual.
-void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
-                     void* out);
+void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
+                     const void* residual, int64_t rows, void* out);
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 1; }
 

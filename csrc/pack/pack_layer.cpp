@@ -107,7 +107,7 @@ class Packer {
   PackedLayer head_{};
   std::vector<Block> blocks_;
   std::vector<int32_t> slot_channel_, channel_slot_, in_index_;
-  ShuffleTables gather_, scatter_;
+  ShuffleTables gather_, scatter_, residual_;
   int64_t weights_at_ = 0;  // where the weights start; they are written whole
   // the codes of the rows of one block, a byte each
   std::vector<uint8_t> codes_;
@@ -254,6 +254,10 @@ void Packer::plan() {
                             static_cast<uint8_t>(static_cast<int8_t>(h.out.zero_point)));
   }
 
+  if (!h.direct && s_.out_channels >= kBlock) {
+    residual_ = plan_shuffle(slot_channel_, s_.out_channels, 0);
+  }
+
   Places at(sizeof(PackedLayer));
   const int64_t slots = h.slots();
   h.block_table = at.take(h.blocks * static_cast<int64_t>(sizeof(PackedBlock)));
@@ -272,6 +276,7 @@ void Packer::plan() {
   if (!scatter_.first.empty()) {
     h.scatter = place_shuffle(scatter_, at);
   }
+  if (!residual_.first.empty()) h.residual = place_shuffle(residual_, at);
   if (shape_.depthwise) {
     h.dw_weight = at.take(int64_t{h.int_blocks} * ((s_.kernel[0] + 3) / 4) * s_.kernel[1] * 64);
   }
@@ -451,6 +456,7 @@ void Packer::write(char* blob) {
   if (!scatter_.first.empty()) {
     write_shuffle(scatter_, head_.scatter, blob);
   }
+  if (!residual_.first.empty()) write_shuffle(residual_, head_.residual, blob);
   if (s_.half_in_count > 0) {
     std::memcpy(blob + head_.half_in_index, s_.half_in_index,
                 static_cast<size_t>(s_.half_in_count) * 4);

@@ -85,7 +85,9 @@ struct PackedLayer {
   int64_t half_in_index;  // int32 [half_inputs]
   ShufflePlaces gather;   // in_channels -> stored_inputs
   ShufflePlaces scatter;  // slots -> out_channels
-  int64_t dw_weight;      // depthwise: int8 [int blocks][row groups][kw][16][4]
+  // out_channels -> slots, for rows of at least 16 bytes
+  ShufflePlaces residual;
+  int64_t dw_weight;  // depthwise: int8 [int blocks][row groups][kw][16][4]
 
   template <class T>
   const T* at(int64_t offset) const {

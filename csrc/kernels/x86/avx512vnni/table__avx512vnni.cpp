@@ -8,6 +8,7 @@ const KernelTable* kernel_table_avx512vnni() {
   static constexpr KernelTable kTable = [] {
     KernelTable table = simd::shared_kernels<Vec>("avx512vnni");
     table.gemm_s8 = avx512vnni::gemm_s8;
+    table.fuses_half_inputs = true;
     table.gemv_s8 = avx512vnni::gemv_s8;
     table.gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>;
     table.dw_s8 = avx512vnni::dw_s8;
