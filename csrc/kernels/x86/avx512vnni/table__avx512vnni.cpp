@@ -8,6 +8,7 @@ const KernelTable* kernel_table_avx512vnni() {
   static constexpr KernelTable kTable = [] {
     KernelTable table = simd::shared_kernels<Vec>("avx512vnni");
     DQ_SET_ISA_KERNELS(table, avx512vnni);
+    table.fuses_half_inputs = true;
     table.gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>;
     table.lookup = avx512vnni::lookup;
     return table;
