@@ -326,6 +326,10 @@ DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, flo
   for (int i = 0; i < R * NB; ++i) _mm512_store_ps(sums + i * kBlock, acc[i / NB][i % NB]);
 }
 
+// Up to so many rows, the blocks that come next are asked for meanwhile: weights that are read once
+// an image come from beyond the second-level cache, and few rows do not hide that.
+constexpr int64_t kFewRows = 256;
+
 template <int R, int NB>
 DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
   const int col = first_block * kBlock;
@@ -353,19 +357,32 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
     const int8_t* x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    for (int64_t k = 0; k < length; k += 4) {
-      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
-      // row, and the extra instructions cost the out-of-order window.
-      asm("" : "+r"(k));
-      __m512i wv[NB];
+    const auto run = [&]<bool kAhead>() __attribute__((always_inline)) {
+      for (int64_t k = 0; k < length; k += 4) {
+        // One index register for all rows: left alone, the compiler keeps and increments a pointer
+        // a row, and the extra instructions cost the out-of-order window.
+        asm("" : "+r"(k));
+        __m512i wv[NB];
 #pragma GCC unroll 2
-      for (int b = 0; b < NB; ++b) wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
+        for (int b = 0; b < NB; ++b) {
+          wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
+          if constexpr (kAhead) {
+            _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
+                         _MM_HINT_T1);
+          }
+        }
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512i xv = broadcast4(x[r] + k);
+        for (int r = 0; r < R; ++r) {
+          const __m512i xv = broadcast4(x[r] + k);
 #pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+          for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+        }
       }
+    };
+    if (a.m > kFewRows) [[likely]] {
+      run.template operator()<false>();
+    } else {
+      run.template operator()<true>();
     }
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
