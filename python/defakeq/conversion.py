@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from defakeq.calibrate import OBSERVERS, calibrate
+from defakeq.first_layers import round_first_layers
 from defakeq.fold import fold_batch_norm, fuse_activations, replace_module
 from defakeq.graphed import GraphedModule
 from defakeq.inputs import Batch, Inputs, as_inputs
@@ -92,13 +93,17 @@ def convert(
     drop_constants(converted, plan, inputs)
     if isinstance(calibration, (Tensor, Mapping)):
         calibration = [calibration]
+    fold_batch_norm(converted, inputs)
+    if static:
+        calibration = list(calibration or ())
+        batches = [as_inputs("calibration", batch) for batch in calibration]
+        plan = round_first_layers(converted, plan, batches)
     if backend == "program":
         batches = [as_inputs("calibration", batch) for batch in calibration or [example_inputs]]
         program = lower(converted, inputs, plan, batches, observer)
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
 
-    fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
     acts = calibrate(converted, plan, fused, static, calibration or (), observer)
