@@ -83,7 +83,7 @@ def levels(
     x: Tensor, zero: int, place: Mapping[str, Any], batches: int, tokens: int, heads: int,
     width: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """Levels [images * batches, heads, tokens, width] of an int8 value at an attribute's strides."""
+    """Levels [images * batches, heads, tokens, width] of int8 x at an attribute's strides."""
     images = x.shape[0]
     flat = x.reshape(images, -1).contiguous()
     out = torch.empty(images * batches, heads, tokens, width, dtype=dtype, device=x.device)

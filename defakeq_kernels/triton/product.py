@@ -334,7 +334,7 @@ def product_kernel(
     """A tile [BN outputs, BM rows] of a linear layer or a convolution with its epilogue.
 
     Args:
-        x: int8, float16, bfloat16 or float32 rows (pixels) of `x_vectors` times 16 bytes.
+        x: int8, float16, bfloat16 or float32 rows (pixels), `x_vectors` times 16 bytes each.
         channel_vectors: 16 bytes of channels of a convolution group.
         outside: [channels] values of a pixel outside of the image.
         w: the layer's weights; `tiles`: int32 [tiles, 8] of `GpuLayout.tiles`, or None when all

@@ -186,21 +186,14 @@ def _attention(state: State, node: Mapping[str, Any]) -> None:
                 state.raw(at), own.zero_point, node[name], batches, tokens, heads, d, kind
             )
         )
-    added = None
-    bias, mask = _operand(node, 3), _operand(node, 4)
-    if bias is not None:
-        added = state.real(bias)[:, None]
-    if mask is not None:
-        m = state.real(mask)
-        m = m.repeat(1, batches // m.shape[1], 1, 1)[:, :, None]
-        added = m if added is None else added + m
-    if added is not None:
-        added = added.expand(state.batch, batches, heads, tq, tk)
-        added = added.reshape(-1, heads, tq, tk).to(kind)
+    # windows count as heads, so that a constant bias serves every image
+    parts = [p.view(state.batch, batches * heads, *p.shape[2:]) for p in parts]
     query, key, value = parts
+    added = _attention_bias(state, node, kind)
     y = F.scaled_dot_product_attention(query, key, value, added, scale=node["alpha"])
     q = state.quantization(node["in"][2])
     assert q is not None
+    y = y.view(-1, heads, tq, wide)
     y = y.permute(0, 2, 1, 3).reshape(state.batch, batches * tq, heads * wide)
     to = node["out"][0]
     target = state.quantization(to)
@@ -214,6 +207,32 @@ def _attention(state: State, node: Mapping[str, Any]) -> None:
         placed[:, rows.long()] = y
         y = placed
     state.put(to, y)
+
+
+def _attention_bias(state: State, node: Mapping[str, Any], kind: torch.dtype) -> Tensor | None:
+    """What is added to the scores, [batch, batches * heads, q_tokens, k_tokens], or None."""
+    operands = [_operand(node, i) for i in (3, 4)]
+    bias, mask = operands
+    if bias is None and mask is None:
+        return None
+    heads, batches, tq, tk = (node[k] for k in ("heads", "batches", "q_tokens", "k_tokens"))
+
+    def make() -> Tensor:
+        added = torch.zeros((), dtype=torch.float32, device=state.program.device)
+        if bias is not None:
+            added = added + state.real(bias)[:, None]
+        if mask is not None:
+            m = state.real(mask)
+            added = added + m.repeat(1, batches // m.shape[1], 1, 1)[:, :, None]
+        added = added.expand(-1, batches, heads, tq, tk)
+        # rows begin at multiples of 16, or torch would copy it at every call
+        wide = added.new_zeros((added.shape[0], batches * heads, tq, -(-tk // 16) * 16), dtype=kind)
+        wide[..., :tk] = added.reshape(-1, batches * heads, tq, tk)
+        return wide[..., :tk]
+
+    fixed = all(i is None or state.value(i).get("tensor") is not None for i in operands)
+    made = state.program.once(("attention", node["out"][0]), make) if fixed else make()
+    return made.expand(state.batch, -1, -1, -1)
 
 
 def _matmul(state: State, node: Mapping[str, Any]) -> None:
