@@ -10,7 +10,8 @@ const KernelTable* kernel_table_avx512vnni() {
     table.gemm_s8 = avx512vnni::gemm_s8;
     table.fuses_half_inputs = true;
     table.gemv_s8 = avx512vnni::gemv_s8;
-    table.gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>;
+    table.gemm_f32 = avx512vnni::gemm_f32;
+    table.f32_reads_bytes = true;
     table.dw_s8 = avx512vnni::dw_s8;
     table.dw_s8_scratch = avx512vnni::dw_s8_scratch;
     table.expand_codes = avx512vnni::expand_codes;
