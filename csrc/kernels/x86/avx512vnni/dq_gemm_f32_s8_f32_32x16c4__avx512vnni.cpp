@@ -64,6 +64,52 @@ DQ_INLINE __m512 to_floats(__m512i v, __m512 shift) {
   return _mm512_sub_ps(_mm512_castsi512_ps(u), shift);
 }
 
+// Turns the lanes into outputs again and ends row after row, as any other product does.
+template <int N>
+void finish_rows(const GemmF32Args& a, int64_t row, int rows, int block, const __m512 (&y)[N]) {
+  __m512i out[kLanes] = {};
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) out[n] = _mm512_castps_si512(y[n]);
+  transpose(out);
+  for (int r = 0; r < rows; ++r) {
+    __m512 whole[1] = {_mm512_castsi512_ps(out[r])};
+    simd::gemm_f32_finish<Vec>(a, row + r, block, whole);
+  }
+}
+
+// The same while the lanes still are rows, where no number differs from row to row and output to
+// output at once: N vectors of work instead of one a row.
+template <int N>
+void finish_lanes(const GemmF32Args& a, int64_t row, int rows, int block, const __m512 (&sums)[N]) {
+  const Post& post = a.post;
+  const int col = block * kBlock;
+  const bool float_out = post.out_dtype == DType::kFloat32;
+  const auto some = static_cast<__mmask16>((1u << rows) - 1);
+  __m512i out[kLanes] = {};
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) {
+    __m512 y = sums[n];
+    if (a.row_scale != nullptr) {
+      y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(some, a.row_scale + row));
+    }
+    y = _mm512_fmadd_ps(y, _mm512_set1_ps(a.scale[col + n]), _mm512_set1_ps(a.bias[col + n]));
+    if (post.activation != Activation::kNone) y = simd::activate<Vec>(post.activation, y);
+    out[n] = float_out ? _mm512_castps_si512(y) : simd::requantize<Vec>(post, y);
+  }
+  transpose(out);
+  // What the lanes beyond N hold is open.
+  const int left = a.n - col;
+  const auto stored = static_cast<__mmask16>(left >= kBlock ? 0xffff : (1u << left) - 1);
+  for (int r = 0; r < rows; ++r) {
+    const int64_t at = (row + r) * a.out_stride + col;
+    if (float_out) {
+      _mm512_mask_storeu_ps(static_cast<float*>(a.out) + at, stored, _mm512_castsi512_ps(out[r]));
+    } else {
+      _mm_mask_storeu_epi8(static_cast<int8_t*>(a.out) + at, stored, _mm512_cvtepi32_epi8(out[r]));
+    }
+  }
+}
+
 // N outputs of a block by V vectors of 16 rows. rows: those of the tile, the last one repeated.
 template <int N, int V>
 void tile(const GemmF32Args& a, const int8_t* const* rows, int64_t row, int count, int block) {
@@ -111,15 +157,16 @@ void tile(const GemmF32Args& a, const int8_t* const* rows, int64_t row, int coun
     }
   }
   for (int v = 0; v < V; ++v) {
-    __m512i out[kLanes];
+    __m512 y[N];
 #pragma GCC unroll 16
-    for (int n = 0; n < kLanes; ++n) {
-      out[n] = n < N ? _mm512_castps_si512(acc[n < N ? n : 0][v]) : _mm512_setzero_si512();
-    }
-    transpose(out);
-    for (int r = 0; r < kLanes && v * kLanes + r < count; ++r) {
-      __m512 y[1] = {_mm512_castsi512_ps(out[r])};
-      simd::gemm_f32_finish<Vec>(a, row + v * kLanes + r, block, y);
+    for (int n = 0; n < N; ++n) y[n] = acc[n][v];
+    const int left = count - v * kLanes;
+    if (left <= 0) break;
+    const int there = left < kLanes ? left : kLanes;
+    if (a.post.residual == nullptr && a.row_bias == nullptr) {
+      finish_lanes<N>(a, row + v * kLanes, there, block, y);
+    } else {
+      finish_rows<N>(a, row + v * kLanes, there, block, y);
     }
   }
 }
