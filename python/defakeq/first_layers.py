@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defakeq.compress.grid import feedback, fit
-from defakeq.fold import Inputs
+from defakeq.inputs import Inputs
 from defakeq.plan import LayerPlan, QuantPlan
 
 _MOST_INPUTS = 1024  # of an output; a longer second moment takes long
