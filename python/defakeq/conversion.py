@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from defakeq.calibrate import OBSERVERS, calibrate
-from defakeq.fold import fold_batch_norm, fuse_activations, replace_module
+from defakeq.fold import call_layers, fold_batch_norm, fuse_activations, replace_module
 from defakeq.graphed import GraphedModule
 from defakeq.inputs import Batch, Inputs, as_inputs
 from defakeq.interface import Surroundings
@@ -79,6 +79,9 @@ def convert(
         raise ValueError(f"observer: found {observer!r}; accepted is one of {OBSERVERS}")
     if not isinstance(plan, QuantPlan):
         raise ValueError(f"plan: found {type(plan).__name__}; accepted is a QuantPlan")
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        found = type(model).__name__
+        raise ValueError(f"model: found {found}; accepted is a torch.nn.Module, not scripted")
     plan.validate(model)
     static = [name for name, layer in plan.layers.items() if layer.act_bits is not None]
     if static and calibration is None:
@@ -88,7 +91,7 @@ def convert(
         )
     inputs = as_inputs("example_inputs", example_inputs)
     converted = copy.deepcopy(model).eval().requires_grad_(False)
-    _check_planned(converted, plan, inputs)
+    _check_planned(converted, plan, inputs, keywords=backend == "program")
     drop_constants(converted, plan, inputs)
     if isinstance(calibration, (Tensor, Mapping)):
         calibration = [calibration]
@@ -98,6 +101,7 @@ def convert(
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
 
+    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
     fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
@@ -142,10 +146,22 @@ def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Modu
     return graphed
 
 
-def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
+def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs, keywords: bool) -> None:
     """Every planned layer is called by the example inputs and has nothing that a swap drops."""
     called: set[str] = set()
     handles = []
+
+    def noting(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+            if kwargs and not keywords:
+                raise ValueError(
+                    f"layer {name!r}: found a call with the keyword {next(iter(kwargs))!r}; "
+                    "accepted is layers that are called with one positional argument"
+                )
+            called.add(name)
+
+        return hook
+
     for name in plan.layers:
         module = model.get_submodule(name)
         if module._forward_hooks or module._forward_pre_hooks:
@@ -153,7 +169,7 @@ def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
                 f"layer {name!r}: found forward hooks, which do not survive a swap; accepted is a "
                 "layer without them"
             )
-        handles.append(module.register_forward_hook(lambda *_, name=name: called.add(name)))
+        handles.append(module.register_forward_hook(noting(name), with_kwargs=True))
     args, kwargs = inputs
     try:
         with torch.no_grad():
@@ -198,10 +214,9 @@ def _check_converted(model: nn.Module, inputs: Inputs) -> None:
     """The swapped layers are all reached, and nothing reads what they no longer have."""
     reached: set[int] = set()
     layers = quant_layers(model)
-    handles = [
-        layer.register_forward_hook(lambda module, *_: reached.add(id(module)))
-        for layer in layers.values()
-    ]
+    # No hooks: some modules take another path where layers have them.
+    for layer in layers.values():
+        layer.forward = _noting(layer, reached)  # type: ignore[method-assign]
     args, kwargs = inputs
     try:
         with torch.no_grad():
@@ -212,11 +227,21 @@ def _check_converted(model: nn.Module, inputs: Inputs) -> None:
             "that its code reads other than by calling them out of the plan"
         ) from error
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers.values():
+            del layer.forward
     for name, layer in layers.items():
         if id(layer) not in reached:
             raise RuntimeError(
                 f"layer {name!r}: the model holds the layer in a place that a swap cannot reach; "
                 "leave it out of the plan"
             )
+
+
+def _noting(layer: QuantLayer, reached: set[int]) -> Callable[..., Any]:
+    forward = layer.forward
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reached.add(id(layer))
+        return forward(*args, **kwargs)
+
+    return call
