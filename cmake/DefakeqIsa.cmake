@@ -1,17 +1,20 @@
 include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
 
-# defakeq_isa_sources(NAME FLAGS flag... DIR dir)
+# defakeq_isa_sources(NAME FLAGS flag... DIRS dir...)
 #
-# Adds the sources below DIR as an object library compiled with FLAGS, and defines
-# DEFAKEQ_BUILT_<NAME> for everything else. When the compiler lacks one of the flags the variant is
-# dropped, and a line says so. The objects are appended to DEFAKEQ_ISA_OBJECTS.
+# Adds the sources below DIRS, folders of csrc/kernels, as an object library compiled with FLAGS and
+# with NAME as DQ_ISA, and defines DEFAKEQ_BUILT_<NAME> for everything else. When the compiler lacks
+# one of the flags the variant is dropped, and a line says so. The objects are appended to
+# DEFAKEQ_ISA_OBJECTS.
 function(defakeq_isa_sources NAME)
-  cmake_parse_arguments(ARG "" "DIR" "FLAGS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "FLAGS;DIRS" ${ARGN})
   string(TOUPPER "${NAME}" upper)
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${ARG_DIR}/*.cpp")
+  list(TRANSFORM ARG_DIRS PREPEND "${PROJECT_SOURCE_DIR}/csrc/kernels/")
+  list(TRANSFORM ARG_DIRS APPEND "/*.cpp" OUTPUT_VARIABLE patterns)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${patterns})
   if(NOT sources)
-    message(STATUS "DefakeQ: no ${NAME} kernels in ${ARG_DIR}")
+    message(STATUS "DefakeQ: no ${NAME} kernels in ${ARG_DIRS}")
     return()
   endif()
   foreach(flag IN LISTS ARG_FLAGS)
@@ -25,6 +28,7 @@ function(defakeq_isa_sources NAME)
   set(target defakeq_kernels_${NAME})
   add_library(${target} OBJECT ${sources})
   defakeq_common_options(${target})
+  target_compile_definitions(${target} PRIVATE DQ_ISA=${NAME})
   target_compile_options(${target} PRIVATE ${ARG_FLAGS} ${DEFAKEQ_KERNEL_OPTIONS})
   set(DEFAKEQ_ISA_OBJECTS ${DEFAKEQ_ISA_OBJECTS} ${target} PARENT_SCOPE)
   set(DEFAKEQ_ISA_DEFINITIONS ${DEFAKEQ_ISA_DEFINITIONS} DEFAKEQ_BUILT_${upper} PARENT_SCOPE)

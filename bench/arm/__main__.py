@@ -10,43 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from bench.arm import loops
+from bench.arm.counting import a_call, row
+from bench.arm.networks import NETWORKS
+from bench.arm.networks import measure as measure_networks
 from bench.arm.peer_layers import LAYERS, file_name
 
-EMULATE = Path(__file__).resolve().parents[2] / "tools/arm/emulate.sh"
 CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
 VARIANTS = ("", " half-out", " half-in-out")
-CALLS = (1, 3)
-
-
-def count(cpu: str, command: list[str], environment: dict[str, str]) -> int:
-    """Return the guest's instructions of one run."""
-    result = subprocess.run(
-        [str(EMULATE), "--count", cpu, *command],
-        env={**os.environ, **environment},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    found = re.search(r"^instructions (\d+)$", result.stderr, re.MULTILINE)
-    if result.returncode != 0 or found is None:
-        raise RuntimeError(f"{' '.join(command)} on {cpu}: {result.stderr[-500:]}")
-    return int(found[1])
-
-
-def a_call(cpu: str, command: list[str], environment: dict[str, str]) -> int:
-    """Return the instructions of one call: what more calls add. `{calls}` in the command counts."""
-    totals = [
-        count(cpu, [part.replace("{calls}", str(n)) for part in command], environment)
-        for n in CALLS
-    ]
-    return (totals[1] - totals[0]) // (CALLS[1] - CALLS[0])
 
 
 def own_rows(cpus: list[str], build: Path, environment: dict[str, str]) -> list[dict[str, object]]:
@@ -83,11 +58,6 @@ def peer_rows(
     return rows
 
 
-def row(work: str, bits: int, engine: str, cpu: str, instructions: int) -> dict[str, object]:
-    print(f"{work:32s} {bits} bits  {engine:18s} {cpu:11s} {instructions / 1e6:9.3f} M", flush=True)
-    return {"work": work, "bits": bits, "engine": engine, "cpu": cpu, "instructions": instructions}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, required=True)
@@ -95,6 +65,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--no-peers", action="store_true", help="count this project's kernels only")
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=CPUS)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     arguments = parser.parse_args()
     environment = {"DEFAKEQ_ARM_HOME": str(arguments.home)}
     modelled = loops.measure(arguments.build)
@@ -109,6 +80,9 @@ def main() -> None:
         folder = arguments.home / "layers"
         subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", str(folder)], check=True)
         rows += peer_rows(arguments.cpus, folder, site, environment)
+    rows += measure_networks(
+        arguments.networks, arguments.build, arguments.home, not arguments.no_peers, environment
+    )
     temporary = arguments.json.with_suffix(".tmp")
     temporary.write_text(json.dumps({"rows": rows, "loops": modelled}, indent=1) + "\n")
     temporary.replace(arguments.json)

@@ -92,7 +92,9 @@ def measure(objects: Path) -> list[dict[str, object]]:
     """Return a row a loop and core, of the object files below ``objects``."""
     rows: list[dict[str, object]] = []
     for loop in LOOPS:
-        found = [p for p in objects.rglob("*.cpp.o") if f"/arm/{loop.source}" in str(p)]
+        tier, file = loop.source.split("/")
+        folder = objects / f"CMakeFiles/defakeq_kernels_{tier}.dir"
+        found = list(folder.rglob(f"{file}_*.cpp.o"))
         if len(found) != 1:
             raise RuntimeError(f"{loop.source}: found {len(found)} object files, accepted: 1")
         bodies = inner_loops(found[0], loop.function)

@@ -1,4 +1,4 @@
-"""Runs a peer's layer some times, under emulation: peer_run.py ENGINE FILE CALLS.
+"""Runs a peer's layer or network some times, under emulation: peer_run.py ENGINE FILE CALLS.
 
 ENGINE: onnxruntime, ncnn, or "ncnn direct" (no Winograd). Only numpy and the engine are imported.
 """
@@ -17,7 +17,11 @@ def run_onnxruntime(path: str, calls: int) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     port = session.get_inputs()[0]
-    x = np.random.default_rng(0).integers(0, 256, port.shape, dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    if port.type == "tensor(float)":
+        x = rng.standard_normal(port.shape).astype(np.float32)
+    else:
+        x = rng.integers(0, 256, port.shape, dtype=np.uint8)
     for _ in range(calls):
         session.run(None, {port.name: x})
 
@@ -40,8 +44,8 @@ def run_ncnn(path: str, calls: int, winograd: bool) -> None:
     x = ncnn.Mat(values)  # does not own them
     for _ in range(calls):
         extractor = net.create_extractor()
-        extractor.input("in", x)
-        status, _ = extractor.extract("out")
+        extractor.input(net.input_names()[0], x)
+        status, _ = extractor.extract(net.output_names()[0])
         if status != 0:
             raise SystemExit(f"ncnn: extract returned {status}")
 

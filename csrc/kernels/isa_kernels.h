@@ -1,4 +1,4 @@
-// What every ISA writes by hand, declared in the ISA's namespace.
+// What every ISA writes by hand: declared in the ISA's namespace, and put into its table.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -16,3 +16,18 @@
                uint8_t* dst, int64_t dst_stride);                                             \
   }                                                                                           \
   static_assert(true, "")
+
+#define DQ_SET_ISA_KERNELS(table, isa)        \
+  (table).gemm_s8 = isa::gemm_s8;             \
+  (table).gemv_s8 = isa::gemv_s8;             \
+  (table).expand_codes = isa::expand_codes;   \
+  (table).dw_s8 = isa::dw_s8;                 \
+  (table).dw_s8_scratch = isa::dw_s8_scratch; \
+  (table).row_sums = isa::row_sums;           \
+  (table).shuffle = isa::shuffle
+
+// prefix##isa and "isa" of an ISA that is a macro.
+#define DQ_OF_ISA(prefix, isa) DQ_OF_ISA_(prefix, isa)
+#define DQ_OF_ISA_(prefix, isa) prefix##isa
+#define DQ_ISA_NAME(isa) DQ_ISA_NAME_(isa)
+#define DQ_ISA_NAME_(isa) #isa

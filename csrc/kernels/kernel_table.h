@@ -19,6 +19,8 @@ inline constexpr int kGemvRows = 4;
 inline constexpr int kGemvBlocks = 4;
 // A plane block holds kPlaneSteps steps of 4 reduction positions for 16 outputs.
 inline constexpr int kPlaneSteps = 8;
+// Bytes that the widest byte permutation makes.
+inline constexpr int kWideBlock = 64;
 
 // What happens to y = fma(accumulator, scale, bias) before it is stored.
 struct Post {
@@ -57,6 +59,13 @@ struct GemmS8Args {
   const float* row_scale;     // [m] or null
   const float* row_bias;      // [m][row_bias_stride], replaces bias, or null
   int64_t row_bias_stride;
+  // Where the table says that gemm_s8 fuses half-precision inputs, and there are some: the bias is
+  // the start of their chain, gemm_f32's of these rows from the bias on. Else null.
+  const float* const* half_rows;
+  const int64_t* half_tap_offset;
+  int64_t half_length;  // floats a tap
+  const float* half_w;  // block b at half_w + b * half_w_stride: [taps * half_length][16]
+  int64_t half_w_stride;
   void* out;  // row r at out + r * out_stride elements
   int64_t out_stride;
   int n;  // valid outputs in these blocks, the rest is not stored
@@ -132,11 +141,21 @@ struct ShuffleSource {
   int32_t offset;
   uint8_t mask[16];
 };
+// The same for output blocks of 64 bytes, where byte permutations are that wide: `lanes` says which
+// bytes of the block come from src[offset + index[i]] (index[i] < 64).
+struct WideShuffleSource {
+  uint64_t lanes;
+  int64_t offset;
+  uint8_t index[64];
+};
 struct ShufflePlan {
   int64_t length;        // output bytes a row
+  int64_t src_length;    // bytes of a source row
   const int32_t* first;  // [blocks + 1] index of the first source of a block
   const ShuffleSource* sources;
-  const uint8_t* fill;  // [blocks * 16]
+  const int32_t* wide_first;  // [wide blocks + 1], empty where no ISA reads it
+  const WideShuffleSource* wide_sources;
+  const uint8_t* fill;  // a byte an output, zeros up to a multiple of 64
 };
 
 struct BinaryArgs;
@@ -148,6 +167,7 @@ struct InterpolateAxis;
 struct KernelTable {
   const char* isa;
   void (*gemm_s8)(const GemmS8Args&);
+  bool fuses_half_inputs;  // whether gemm_s8 reads half_rows
   void (*gemv_s8)(const GemmS8Args&);
   void (*gemm_f32)(const GemmF32Args&);
   void (*dw_s8)(const DwS8Args&);

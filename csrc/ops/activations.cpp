@@ -11,6 +11,8 @@ namespace {
 
 // Readers take whole steps past a row's end; the codes there are zero, the bytes must exist.
 constexpr int64_t kSlack = 64;
+// Calls cost little beside so many pixels.
+constexpr int64_t kLinePixels = 64;
 
 float scale_of_max(float max) { return max > 0.0f ? max / 127.0f : 1.0f; }
 
@@ -44,14 +46,19 @@ Activations::Activations(const PackedLayer& layer, const KernelTable& kernels, c
   copy_int8_ =
       make_int8_ && (rearranged || !whole_steps || gaps || args.x_dtype == DType::kFloat32);
   copy_float_ = make_float_ && (rearranged || make_int8_);
+  // Pixels that are prepared alike are prepared in one go.
+  const bool alike = pad_x_ == 0 && pad_y_ == 0 && layer.act_mode != ActMode::kDynamicRow;
+  line_ = alike ? kLinePixels : images.w;
+  whole_rows_ = !alike;
+  copy_half_ = layer.half_inputs > 0 && (args.half_input == nullptr || pad_x_ > 0 || pad_y_ > 0);
   const bool reads_x = make_int8_ ? !copy_int8_ : !copy_float_;
   pitch_ = reads_x ? images.x_stride : layer.stored_inputs;
 }
 
 int64_t Activations::bytes_per_image() const {
   const int64_t pixels = width_ * height_;
-  return pixels *
-             (pitch_ * ((copy_int8_ ? 1 : 0) + (copy_float_ ? 4 : 0)) + layer_.half_inputs * 4) +
+  return pixels * (pitch_ * ((copy_int8_ ? 1 : 0) + (copy_float_ ? 4 : 0)) +
+                   (copy_half_ ? layer_.half_inputs * 4 : 0)) +
          images_.out_h * images_.out_w * 32;
 }
 
@@ -59,22 +66,38 @@ void Activations::place(Arena& arena, int64_t chunk, int tasks) {
   const int64_t pixels = chunk * width_ * height_;
   if (copy_int8_) int8_copy_ = arena.take<int8_t>(pixels * pitch_ + kSlack);
   if (copy_float_) float_copy_ = arena.take<float>(pixels * pitch_ + kSlack);
-  if (layer_.half_inputs > 0) {
-    half_copy_ = arena.take<float>(pixels * layer_.half_inputs + kSlack);
-  }
+  if (copy_half_) half_copy_ = arena.take<float>(pixels * layer_.half_inputs + kSlack);
   if (make_int8_ && layer_.act_mode != ActMode::kStatic) scales_ = arena.take<float>(chunk);
   temporary_bytes_ = 0;
   if (copy_int8_ && layer_.gathers() &&
       (args_.x_dtype == DType::kFloat32 || layer_.in_channels < kBlock)) {
-    temporary_bytes_ = (images_.w * layer_.in_channels + kSlack + 63) / 64 * 64;
+    temporary_bytes_ = (line_ * layer_.in_channels + kSlack + 63) / 64 * 64;
     temporary_ = arena.take<int8_t>(temporary_bytes_ * tasks);
   }
 }
 
-const void* Activations::x_at(int64_t image, int64_t y) const {
-  const int64_t at = (image * images_.h + y) * images_.w * images_.x_stride;
+const void* Activations::x_at(int64_t pixel) const {
+  const int64_t at = pixel * images_.x_stride;
   if (args_.x_dtype == DType::kFloat32) return static_cast<const float*>(args_.x) + at;
   return static_cast<const int8_t*>(args_.x) + at;
+}
+
+// Line i of the images from `first` on, of which there are `count`.
+Activations::Line Activations::line(int64_t i, int64_t first, int64_t count) const {
+  if (!whole_rows_) {
+    const int64_t pixel = i * line_;
+    return {0, pixel, first * images_.h * images_.w + pixel,
+            std::min(line_, count * images_.h * images_.w - pixel)};
+  }
+  const int64_t image = i / height_, y = i % height_ - pad_y_;
+  const bool inside = y >= 0 && y < images_.h;
+  return {image, i * width_, inside ? ((first + image) * images_.h + y) * images_.w : -1,
+          images_.w};
+}
+
+int64_t Activations::lines(int64_t count) const {
+  if (whole_rows_) return count * height_;
+  return (count * images_.h * images_.w + line_ - 1) / line_;
 }
 
 // count adjacent pixels of x -> stored inputs, int8
@@ -116,31 +139,28 @@ void Activations::quantize_pixels(const void* x, int64_t count, float inv_scale,
     bytes = temporary;
     stride = channels;
   }
-  const ShufflePlan plan{layer_.gather_length(), layer_.at<int32_t>(layer_.gather_first),
-                         layer_.at<ShuffleSource>(layer_.gather_sources),
-                         layer_.at<uint8_t>(layer_.gather_fill)};
-  kernels_.shuffle(plan, reinterpret_cast<const uint8_t*>(bytes), stride, count,
-                   reinterpret_cast<uint8_t*>(out), pitch_);
+  kernels_.shuffle(layer_.plan_at(layer_.gather), reinterpret_cast<const uint8_t*>(bytes), stride,
+                   count, reinterpret_cast<uint8_t*>(out), pitch_);
 }
 
-void Activations::int8_row(int64_t image, int64_t y, float inv_scale, int8_t* out,
-                           int8_t* temporary) const {
+void Activations::int8_line(const Line& l, float inv_scale, int8_t* out, int8_t* temporary) const {
   const int zero = layer_.act.zero_point;
-  if (y < 0 || y >= images_.h) {
+  if (l.source < 0) {
     std::memset(out, zero, static_cast<size_t>(width_ * pitch_));
     return;
   }
-  std::memset(out, zero, static_cast<size_t>(pad_x_ * pitch_));
-  quantize_pixels(x_at(image, y), images_.w, inv_scale, out + pad_x_ * pitch_, temporary);
-  std::memset(out + (pad_x_ + images_.w) * pitch_, zero, static_cast<size_t>(pad_x_ * pitch_));
+  const auto pad = static_cast<size_t>(pad_x_ * pitch_);
+  std::memset(out, zero, pad);
+  quantize_pixels(x_at(l.source), l.count, inv_scale, out + pad, temporary);
+  std::memset(out + (pad_x_ + l.count) * pitch_, zero, pad);
 }
 
-void Activations::float_row(int64_t image, int64_t y, float* out) const {
-  std::fill_n(out, width_ * pitch_, 0.0f);
-  if (y < 0 || y >= images_.h) return;
-  const auto* x = static_cast<const float*>(x_at(image, y));
+void Activations::float_line(const Line& l, float* out) const {
+  std::fill_n(out, (l.count + 2 * pad_x_) * pitch_, 0.0f);
+  if (l.source < 0) return;
+  const auto* x = static_cast<const float*>(x_at(l.source));
   const int32_t* index = layer_.gathers() ? layer_.at<int32_t>(layer_.in_index) : nullptr;
-  for (int64_t p = 0; p < images_.w; ++p) {
+  for (int64_t p = 0; p < l.count; ++p) {
     float* to = out + (pad_x_ + p) * pitch_;
     const float* from = x + p * images_.x_stride;
     for (int64_t c = 0; c < layer_.stored_inputs; ++c) {
@@ -149,68 +169,78 @@ void Activations::float_row(int64_t image, int64_t y, float* out) const {
   }
 }
 
-void Activations::half_row(int64_t image, int64_t y, float* out) const {
-  const int64_t count = layer_.half_inputs;
-  std::fill_n(out, width_ * count, 0.0f);
-  if (y < 0 || y >= images_.h) return;
+void Activations::half_line(const Line& l, float* out) const {
+  const int64_t channels = layer_.half_inputs;
+  const int64_t pad = pad_x_ * channels, length = l.count * channels;
+  if (l.source < 0) {
+    std::fill_n(out, length + 2 * pad, 0.0f);
+    return;
+  }
+  std::fill_n(out, pad, 0.0f);
+  out += pad;
+  std::fill_n(out + length, pad, 0.0f);
+  if (args_.half_input != nullptr) {
+    std::memcpy(out, args_.half_input + l.source * channels,
+                static_cast<size_t>(length) * sizeof(float));
+    return;
+  }
   const int32_t* index = layer_.at<int32_t>(layer_.half_in_index);
-  for (int64_t p = 0; p < images_.w; ++p) {
-    float* to = out + (pad_x_ + p) * count;
-    if (args_.half_input != nullptr) {
-      const int64_t pixel = (image * images_.h + y) * images_.w + p;
-      std::memcpy(to, args_.half_input + pixel * count, static_cast<size_t>(count) * sizeof(float));
-    } else {
-      const float* from = static_cast<const float*>(x_at(image, y)) + p * images_.x_stride;
-      for (int64_t c = 0; c < count; ++c) to[c] = from[index[c]];
-    }
+  const auto* from = static_cast<const float*>(x_at(l.source));
+  for (int64_t p = 0; p < l.count; ++p) {
+    for (int64_t c = 0; c < channels; ++c) out[c] = from[index[c]];
+    out += channels;
+    from += images_.x_stride;
   }
 }
 
 void Activations::prepare(int64_t first, int64_t count, float tensor_scale, Parallel& parallel) {
+  const int64_t first_pixel = first * images_.h * images_.w;
   if (scales_ != nullptr) {
     if (layer_.act_mode == ActMode::kDynamicTensor) {
       std::fill_n(scales_, count, tensor_scale);
     } else {
       for_tasks(parallel, count, [&](int64_t, int64_t begin, int64_t end) {
+        const int64_t pixels = images_.h * images_.w;
         for (int64_t i = begin; i < end; ++i) {
-          scales_[i] = dynamic_scale(kernels_, static_cast<const float*>(x_at(first + i, 0)),
-                                     images_.h * images_.w, layer_.in_channels, images_.x_stride);
+          scales_[i] =
+              dynamic_scale(kernels_, static_cast<const float*>(x_at(first_pixel + i * pixels)),
+                            pixels, layer_.in_channels, images_.x_stride);
         }
       });
     }
   }
-  const int64_t row = width_ * pitch_;
-  const int64_t half_row_length = width_ * layer_.half_inputs;
-  if (copy_int8_ || copy_float_ || layer_.half_inputs > 0) {
-    for_tasks(parallel, count * height_, [&](int64_t task, int64_t begin, int64_t end) {
+  if (copy_int8_ || copy_float_ || copy_half_) {
+    for_tasks(parallel, lines(count), [&](int64_t task, int64_t begin, int64_t end) {
       int8_t* temporary = temporary_ + task * temporary_bytes_;
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / height_, y = i % height_ - pad_y_;
+        const Line l = line(i, first, count);
+        int8_t* bytes = copy_int8_ ? int8_copy_ + l.pixel * pitch_ : nullptr;
         if (copy_int8_) {
-          const float inv = scales_ != nullptr ? 1.0f / scales_[image] : layer_.act_inv_scale;
-          int8_row(first + image, y, inv, int8_copy_ + i * row, temporary);
+          const float inv = scales_ != nullptr ? 1.0f / scales_[l.image] : layer_.act_inv_scale;
+          int8_line(l, inv, bytes, temporary);
         }
         if (copy_float_) {
-          float* out = float_copy_ + i * row;
+          float* out = float_copy_ + l.pixel * pitch_;
           if (!make_int8_) {
-            float_row(first + image, y, out);
+            float_line(l, out);
           } else {
-            const int8_t* from = copy_int8_ ? int8_copy_ + i * row
-                                            : static_cast<const int8_t*>(x_at(first + image, y));
-            kernels_.to_f32(from, row, layer_.act.zero_point, out);
+            const int8_t* from = copy_int8_ ? bytes : static_cast<const int8_t*>(x_at(l.source));
+            kernels_.to_f32(from, (l.count + 2 * pad_x_) * pitch_, layer_.act.zero_point, out);
           }
         }
-        if (layer_.half_inputs > 0) {
-          half_row(first + image, y, half_copy_ + i * half_row_length);
-        }
+        if (copy_half_) half_line(l, half_copy_ + l.pixel * layer_.half_inputs);
       }
     });
   }
   if (make_int8_) {
-    int8_ = copy_int8_ ? int8_copy_ : static_cast<const int8_t*>(x_at(first, 0));
+    int8_ = copy_int8_ ? int8_copy_ : static_cast<const int8_t*>(x_at(first_pixel));
   }
-  if (make_float_) float_ = copy_float_ ? float_copy_ : static_cast<const float*>(x_at(first, 0));
-  half_ = half_copy_;
+  if (make_float_) {
+    float_ = copy_float_ ? float_copy_ : static_cast<const float*>(x_at(first_pixel));
+  }
+  if (layer_.half_inputs > 0) {
+    half_ = copy_half_ ? half_copy_ : args_.half_input + first_pixel * layer_.half_inputs;
+  }
 }
 
 }  // namespace defakeq

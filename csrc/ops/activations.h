@@ -42,17 +42,27 @@ class Activations {
  private:
   void quantize_pixels(const void* x, int64_t count, float inv_scale, int8_t* out,
                        int8_t* temporary) const;
-  void int8_row(int64_t image, int64_t y, float inv_scale, int8_t* out, int8_t* temporary) const;
-  void float_row(int64_t image, int64_t y, float* out) const;
-  void half_row(int64_t image, int64_t y, float* out) const;
-  const void* x_at(int64_t image, int64_t y) const;
+  // Adjacent pixels that are prepared in one go: `count` of x from `source` on (-1: a row of
+  // padding), which with the padding beside them become the prepared pixels from `pixel` on.
+  struct Line {
+    int64_t image, pixel, source, count;
+  };
+  int64_t lines(int64_t count) const;
+  Line line(int64_t i, int64_t first, int64_t count) const;
+  void int8_line(const Line& l, float inv_scale, int8_t* out, int8_t* temporary) const;
+  void float_line(const Line& l, float* out) const;
+  void half_line(const Line& l, float* out) const;
+  const void* x_at(int64_t pixel) const;
 
   const PackedLayer& layer_;
   const KernelTable& kernels_;
   const OpArgs& args_;
   const Images& images_;
   int64_t pad_y_ = 0, pad_x_ = 0, width_ = 0, height_ = 0, pitch_ = 0;
+  int64_t line_ = 1;         // pixels of a line
+  bool whole_rows_ = false;  // a line is a row of one image, for its padding or its scale
   bool copy_int8_ = false, make_int8_ = false, make_float_ = false, copy_float_ = false;
+  bool copy_half_ = false;
   int8_t* int8_copy_ = nullptr;
   float* float_copy_ = nullptr;
   float* half_copy_ = nullptr;

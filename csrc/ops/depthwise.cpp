@@ -170,7 +170,8 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
     out_ = slots_out_;
     out_stride_ = layer_.slots();
     if (post_.residual != nullptr) {
-      gather_residual(layer_, post_.residual_dtype, post_.residual, pixels, slots_residual_);
+      gather_residual(layer_, kernels_, post_.residual_dtype, post_.residual, pixels,
+                      slots_residual_);
       post_.residual = slots_residual_;
       post_.residual_stride = layer_.slots();
     }

@@ -63,8 +63,8 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty) {
 }
 
 const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill) {
-  if (layer.scatter_fill == 0) return nullptr;
-  const auto* own = layer.at<uint8_t>(layer.scatter_fill);
+  if (layer.scatter.first == 0) return nullptr;
+  const auto* own = layer.at<uint8_t>(layer.scatter.fill);
   if (table == nullptr) return own;
   const int32_t* slot = layer.at<int32_t>(layer.channel_slot);
   std::memset(fill, 0, static_cast<size_t>(fill_bytes(layer)));
@@ -78,8 +78,8 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
                   const void* tmp, int64_t rows, void* out) {
   const int64_t slots = layer.slots();
   if (layer.out_dtype == DType::kInt8) {
-    const ShufflePlan plan{layer.out_channels, layer.at<int32_t>(layer.scatter_first),
-                           layer.at<ShuffleSource>(layer.scatter_sources), fill};
+    ShufflePlan plan = layer.plan_at(layer.scatter);
+    plan.fill = fill;
     kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), slots, rows, static_cast<uint8_t*>(out),
                     layer.out_channels);
     return;
@@ -94,8 +94,12 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
   }
 }
 
-void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
-                     void* out) {
+void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
+                     const void* residual, int64_t rows, void* out) {
+  if (dtype == DType::kInt8 && layer.residual.first != 0) {
+    return kernels.shuffle(layer.plan_at(layer.residual), static_cast<const uint8_t*>(residual),
+                           layer.out_channels, rows, static_cast<uint8_t*>(out), layer.slots());
+  }
   const int32_t* channel = layer.at<int32_t>(layer.slot_channel);
   const int64_t slots = layer.slots();
   const auto move = [&](const auto* from, auto* to) {

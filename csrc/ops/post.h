@@ -16,7 +16,7 @@ void check_args(const PackedLayer& layer, const OpArgs& args, bool empty);
 // What int8 rows hold where channels are absent: the layer's zero, through the table when there is
 // one (then made in `fill`, fill_bytes long). Null when no scatter is planned.
 inline int64_t fill_bytes(const PackedLayer& layer) {
-  return (layer.out_channels + kBlock - 1) / kBlock * kBlock;
+  return (layer.out_channels + kWideBlock - 1) / kWideBlock * kWideBlock;
 }
 const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill);
 // slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero (int8:
@@ -24,8 +24,8 @@ const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8
 void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
                   const void* tmp, int64_t rows, void* out);
 // channels -> slots for a residual.
-void gather_residual(const PackedLayer& layer, DType dtype, const void* residual, int64_t rows,
-                     void* out);
+void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
+                     const void* residual, int64_t rows, void* out);
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 1; }
 

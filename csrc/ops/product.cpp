@@ -1,6 +1,7 @@
 #include "ops/product.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "ops/arena.h"
 #include "ops/post.h"
@@ -51,13 +52,20 @@ class Product {
            layer_.act_mode != ActMode::kNone &&
            (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
   }
+  bool fuses_half_inputs() const {
+    return kernels_.fuses_half_inputs && !gemv_ && layer_.pieces == 1;
+  }
+  int64_t half_length() const {
+    return layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
+  }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
   int64_t rows_at_once() const;
   void run_by_rows();
   void run_by_strips();
-  void gather_residual_rows(int64_t begin, int64_t end);
-  void scatter_out_rows(int64_t begin, int64_t end);
+  void gather_residual_rows(int64_t task, int64_t begin, int64_t end);
+  int64_t slot_row(int64_t task, int64_t row) const;
+  void scatter_out_rows(int64_t task, int64_t begin, int64_t end);
   void run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   void int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
   void float_strip(int64_t task, const Strip& strip, int64_t row0, int64_t row1);
@@ -65,7 +73,7 @@ class Product {
   const uint8_t* expanded(int64_t task, const Strip& strip, bool arranged);
   void arrange(uint8_t* codes, int bits) const;
   template <class Args>
-  void set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums);
+  void set_output(Args& a, int64_t task, const Strip& strip, int64_t row0, bool raw, float* sums);
 
   const PackedBlock& block(int i) const { return layer_.at<PackedBlock>(layer_.block_table)[i]; }
 
@@ -79,6 +87,7 @@ class Product {
   int tasks_ = 1;
   ProductRows rows_;
   int64_t chunk_ = 1, rows_per_image_ = 1, m_ = 0;
+  bool by_rows_ = true;  // how the tasks share the running chunk
 
   // scratch
   Strip* strips_ = nullptr;
@@ -89,6 +98,8 @@ class Product {
   int64_t codes_bytes_ = 0, panel_floats_ = 0, sums_floats_ = 0;
   int32_t* cached_ = nullptr;  // a task: first block of the strip in codes_ / panel_, -1
   uint8_t* fill_ = nullptr;
+  int64_t* first_in_hand_ = nullptr;  // a task: the first row that the slots hold
+  int64_t slot_rows_ = 0;             // between the slots of two tasks
   void* slots_out_ = nullptr;
   void* slots_residual_ = nullptr;
 
@@ -138,9 +149,14 @@ void Product::place(Arena& arena) {
   cached_ = arena.take<int32_t>(tasks_ * int64_t{16});
   if (!layer_.direct) {
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
-    slots_out_ = arena.take<char>(m * layer_.slots() * size_of(layer_.out_dtype));
+    // By strips all rows are there at once, by rows those that a task has in hand.
+    const int64_t share = ((m + kTileRows - 1) / kTileRows + tasks_ - 1) / tasks_ * kTileRows;
+    slot_rows_ = std::min(rows_at_once(), share);
+    const int64_t rows = std::max(slot_rows_ * tasks_, std::min(m, kRowsATask * tasks_));
+    first_in_hand_ = arena.take<int64_t>(tasks_ * int64_t{8});
+    slots_out_ = arena.take<char>(rows * layer_.slots() * size_of(layer_.out_dtype));
     if (args_.residual != nullptr) {
-      slots_residual_ = arena.take<char>(m * layer_.slots() * size_of(args_.residual_dtype));
+      slots_residual_ = arena.take<char>(rows * layer_.slots() * size_of(args_.residual_dtype));
     }
   }
 }
@@ -177,7 +193,8 @@ const uint8_t* Product::expanded(int64_t task, const Strip& strip, bool arranged
 }
 
 template <class Args>
-void Product::set_output(Args& a, const Strip& strip, int64_t row0, bool raw, float* sums) {
+void Product::set_output(Args& a, int64_t task, const Strip& strip, int64_t row0, bool raw,
+                         float* sums) {
   const int64_t col = int64_t{strip.first} * kBlock;
   const int lanes = strip.count * kBlock;
   a.n = lanes;
@@ -188,12 +205,13 @@ void Product::set_output(Args& a, const Strip& strip, int64_t row0, bool raw, fl
     return;
   }
   if (layer_.direct) a.n = static_cast<int>(std::min<int64_t>(lanes, layer_.out_channels - col));
-  a.out = offset(out_, row0 * out_stride_ + col, layer_.out_dtype);
+  const int64_t row = slot_row(task, row0);
+  a.out = offset(out_, row * out_stride_ + col, layer_.out_dtype);
   a.out_stride = out_stride_;
   a.post = post_;
   if (post_.residual != nullptr) {
     a.post.residual =
-        offset(post_.residual, row0 * post_.residual_stride + col, post_.residual_dtype);
+        offset(post_.residual, row * post_.residual_stride + col, post_.residual_dtype);
   }
 }
 
@@ -206,14 +224,14 @@ const float* Product::half_chain(int64_t task, const Strip& strip, int64_t row0,
   a.m = row1 - row0;
   a.tap_offset = rows_.half_tap_offset;
   a.taps = layer_.taps;
-  a.length = layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
+  a.length = half_length();
   a.blocks = strip.count;
   a.w = layer_.at<float>(block(strip.first).half_in);
   a.w_stride = a.taps * a.length * kBlock;
   a.chain_from_bias = true;
   a.last_lanes = block(strip.first + strip.count - 1).lanes;
   a.bias = layer_.at<float>(layer_.bias) + int64_t{strip.first} * kBlock;
-  set_output(a, strip, row0, true, sums);
+  set_output(a, task, strip, row0, true, sums);
   kernels_.gemm_f32(a);
   return sums;
 }
@@ -234,8 +252,16 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   a.w_stride = gemv_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.row_scale = rows_.scales_from(row0);
-  a.row_bias = half_chain(task, strip, row0, row1);
-  a.row_bias_stride = int64_t{strip.count} * kBlock;
+  if (layer_.half_inputs > 0 && fuses_half_inputs()) {
+    a.half_rows = rows_.halves + row0;
+    a.half_tap_offset = rows_.half_tap_offset;
+    a.half_length = half_length();
+    a.half_w = layer_.at<float>(b.half_in);
+    a.half_w_stride = a.taps * a.half_length * kBlock;
+  } else {
+    a.row_bias = half_chain(task, strip, row0, row1);
+    a.row_bias_stride = int64_t{strip.count} * kBlock;
+  }
   const auto parameters = [&](int64_t piece) {
     a.zero_point = layer_.at<int32_t>(layer_.zero_point) + piece * slots + slot;
     a.correction = layer_.at<int32_t>(layer_.correction) + piece * slots + slot;
@@ -252,7 +278,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   if (layer_.pieces == 1) {
     parameters(0);
     a.row_sum = rows_.sums_of(b.group) + row0;
-    set_output(a, strip, row0, false, nullptr);
+    set_output(a, task, strip, row0, false, nullptr);
     call();
     return;
   }
@@ -268,7 +294,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
     a.steps = (length + 3) / 4;
     a.w = w + (gemv_ ? step / kPlaneSteps * b.bits * 64 : step * 64);
     a.row_sum = rows_.sums_of(p) + row0;
-    set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
+    set_output(a, task, strip, row0, p + 1 < layer_.pieces, sums);
     call();
     a.row_bias = sums;
   }
@@ -295,7 +321,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
   if (b.bits == 16) {
     a.w = layer_.at<float>(b.weight);
     a.w_stride = reduction * kBlock;
-    set_output(a, strip, row0, false, nullptr);
+    set_output(a, task, strip, row0, false, nullptr);
     kernels_.gemm_f32(a);
     return;
   }
@@ -313,7 +339,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
       }
     }
     a.w = panel;
-    set_output(a, strip, row0, false, nullptr);
+    set_output(a, task, strip, row0, false, nullptr);
     kernels_.gemm_f32(a);
     return;
   }
@@ -331,7 +357,7 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
     }
     a.tap_offset = rows_.piece_offset + p;
     a.scale = layer_.at<float>(layer_.scale) + p * slots + slot;
-    set_output(a, strip, row0, p + 1 < layer_.pieces, sums);
+    set_output(a, task, strip, row0, p + 1 < layer_.pieces, sums);
     kernels_.gemm_f32(a);
     a.row_bias = sums;
   }
@@ -345,24 +371,32 @@ void Product::run_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   }
 }
 
-void Product::gather_residual_rows(int64_t begin, int64_t end) {
-  if (layer_.direct || args_.residual == nullptr) return;
-  gather_residual(layer_, args_.residual_dtype,
-                  offset(residual_, begin * layer_.out_channels, args_.residual_dtype), end - begin,
-                  offset(slots_residual_, begin * layer_.slots(), args_.residual_dtype));
+// Where a row lies in the output, or in the slots of a layer that is not direct.
+int64_t Product::slot_row(int64_t task, int64_t row) const {
+  if (layer_.direct || !by_rows_) return row;
+  return task * slot_rows_ + row - first_in_hand_[task * 8];
 }
 
-void Product::scatter_out_rows(int64_t begin, int64_t end) {
+void Product::gather_residual_rows(int64_t task, int64_t begin, int64_t end) {
+  if (layer_.direct || args_.residual == nullptr) return;
+  gather_residual(
+      layer_, kernels_, args_.residual_dtype,
+      offset(residual_, begin * layer_.out_channels, args_.residual_dtype), end - begin,
+      offset(slots_residual_, slot_row(task, begin) * layer_.slots(), args_.residual_dtype));
+}
+
+void Product::scatter_out_rows(int64_t task, int64_t begin, int64_t end) {
   if (layer_.direct) return;
-  scatter_rows(layer_, kernels_, used_fill_, offset(out_, begin * layer_.slots(), layer_.out_dtype),
-               end - begin, offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
+  scatter_rows(layer_, kernels_, used_fill_,
+               offset(out_, slot_row(task, begin) * layer_.slots(), layer_.out_dtype), end - begin,
+               offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
 }
 
 // How many rows pass through all strips before the next ones: all of them, or, when the weights are
 // few, what stays in cache meanwhile.
 int64_t Product::rows_at_once() const {
   const int64_t weights = layer_.blocks * layer_.padded_steps * 64;
-  if (weights > kCacheBytes) return m_;
+  if (weights > kCacheBytes) return std::numeric_limits<int64_t>::max();
   int64_t row = layer_.stored_inputs + layer_.out_channels * size_of(layer_.out_dtype);
   if (args_.residual != nullptr) row += layer_.out_channels * size_of(args_.residual_dtype);
   return std::max(kCacheBytes / row, 2 * kRowsATask) / kTileRows * kTileRows;
@@ -370,17 +404,19 @@ int64_t Product::rows_at_once() const {
 
 // A task has rows of its own and runs all strips over them.
 void Product::run_by_rows() {
-  const int64_t step = rows_at_once();
+  const int64_t step = layer_.direct ? rows_at_once() : slot_rows_;
   for_tasks(parallel_, (m_ + kTileRows - 1) / kTileRows,
             [&](int64_t task, int64_t first, int64_t last) {
               const int64_t end = std::min(last * kTileRows, m_);
-              for (int64_t row0 = first * kTileRows; row0 < end; row0 += step) {
-                const int64_t row1 = std::min(row0 + step, end);
+              for (int64_t row0 = first * kTileRows; row0 < end;) {
+                const int64_t row1 = row0 + std::min(step, end - row0);
+                if (!layer_.direct) first_in_hand_[task * 8] = row0;
                 rows_.find(row0, row1);
                 rows_.sum(row0, row1);
-                gather_residual_rows(row0, row1);
+                gather_residual_rows(task, row0, row1);
                 for (int64_t s = 0; s < strip_count_; ++s) run_strip(task, strips_[s], row0, row1);
-                scatter_out_rows(row0, row1);
+                scatter_out_rows(task, row0, row1);
+                row0 = row1;
               }
             });
 }
@@ -388,9 +424,9 @@ void Product::run_by_rows() {
 // A task has strips of its own; rows are cut only when there are too few strips.
 void Product::run_by_strips() {
   rows_.find(0, m_);
-  for_tasks(parallel_, m_, [&](int64_t, int64_t begin, int64_t end) {
+  for_tasks(parallel_, m_, [&](int64_t task, int64_t begin, int64_t end) {
     rows_.sum(begin, end);
-    gather_residual_rows(begin, end);
+    gather_residual_rows(task, begin, end);
   });
   const int64_t parts =
       std::clamp<int64_t>((4 * tasks_ + strip_count_ - 1) / std::max<int64_t>(strip_count_, 1), 1,
@@ -405,8 +441,9 @@ void Product::run_by_strips() {
     }
   });
   if (!layer_.direct) {
-    for_tasks(parallel_, m_,
-              [&](int64_t, int64_t begin, int64_t end) { scatter_out_rows(begin, end); });
+    for_tasks(parallel_, m_, [&](int64_t task, int64_t begin, int64_t end) {
+      scatter_out_rows(task, begin, end);
+    });
   }
 }
 
@@ -427,7 +464,8 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
   out_stride_ = layer_.direct ? layer_.out_channels : layer_.slots();
   if (!layer_.direct) used_fill_ = scatter_fill(layer_, args_.table, fill_);
   for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
-  if (tasks_ == 1 || m_ >= kRowsATask * tasks_) {
+  by_rows_ = tasks_ == 1 || m_ >= kRowsATask * tasks_;
+  if (by_rows_) {
     run_by_rows();
   } else {
     run_by_strips();

@@ -8,7 +8,9 @@ namespace defakeq {
 
 bool WindowSums::pays() const {
   const int64_t window = int64_t{layer_.kernel[0]} * layer_.kernel[1];
+  // A pixel of few channels costs as much as a whole kernel row.
   return layer_.kind == LayerKind::kConv2d && layer_.groups == 1 && layer_.pieces == 1 &&
+         layer_.stored_inputs >= kBlock &&
          2 * activations_.height() * activations_.width() <= images_.out_h * images_.out_w * window;
 }
 

@@ -50,6 +50,36 @@ class Places {
   int64_t end_;
 };
 
+template <class T>
+int64_t bytes_of(const std::vector<T>& v) {
+  return static_cast<int64_t>(v.size() * sizeof(T));
+}
+
+template <class T>
+void write_table(const std::vector<T>& v, int64_t at, char* blob) {
+  if (!v.empty()) std::memcpy(blob + at, v.data(), v.size() * sizeof(T));
+}
+
+ShufflePlaces place_shuffle(const ShuffleTables& t, Places& at) {
+  ShufflePlaces p{};
+  p.length = t.length;
+  p.src_length = t.src_length;
+  p.first = at.take(bytes_of(t.first));
+  p.sources = at.take(bytes_of(t.sources));
+  p.wide_first = at.take(bytes_of(t.wide_first));
+  p.wide_sources = at.take(bytes_of(t.wide_sources));
+  p.fill = at.take(bytes_of(t.fill));
+  return p;
+}
+
+void write_shuffle(const ShuffleTables& t, const ShufflePlaces& p, char* blob) {
+  write_table(t.first, p.first, blob);
+  write_table(t.sources, p.sources, blob);
+  write_table(t.wide_first, p.wide_first, blob);
+  write_table(t.wide_sources, p.wide_sources, blob);
+  write_table(t.fill, p.fill, blob);
+}
+
 class Packer {
  public:
   explicit Packer(const LayerSpec& spec) : s_(spec), shape_(check_layer(spec)) { plan(); }
@@ -77,7 +107,7 @@ class Packer {
   PackedLayer head_{};
   std::vector<Block> blocks_;
   std::vector<int32_t> slot_channel_, channel_slot_, in_index_;
-  ShuffleTables gather_, scatter_;
+  ShuffleTables gather_, scatter_, residual_;
   int64_t weights_at_ = 0;  // where the weights start; they are written whole
   // the codes of the rows of one block, a byte each
   std::vector<uint8_t> codes_;
@@ -224,6 +254,10 @@ void Packer::plan() {
                             static_cast<uint8_t>(static_cast<int8_t>(h.out.zero_point)));
   }
 
+  if (!h.direct && s_.out_channels >= kBlock) {
+    residual_ = plan_shuffle(slot_channel_, s_.out_channels, 0);
+  }
+
   Places at(sizeof(PackedLayer));
   const int64_t slots = h.slots();
   h.block_table = at.take(h.blocks * static_cast<int64_t>(sizeof(PackedBlock)));
@@ -236,18 +270,13 @@ void Packer::plan() {
   h.channel_slot = at.take(s_.out_channels * 4);
   if (!in_index_.empty()) {
     h.in_index = at.take(static_cast<int64_t>(in_index_.size()) * 4);
-    h.gather_first = at.take(static_cast<int64_t>(gather_.first.size()) * 4);
-    h.gather_sources =
-        at.take(static_cast<int64_t>(gather_.sources.size() * sizeof(ShuffleSource)));
-    h.gather_fill = at.take(static_cast<int64_t>(gather_.fill.size()));
+    h.gather = place_shuffle(gather_, at);
   }
   h.half_in_index = at.take(s_.half_in_count * 4);
   if (!scatter_.first.empty()) {
-    h.scatter_first = at.take(static_cast<int64_t>(scatter_.first.size()) * 4);
-    h.scatter_sources =
-        at.take(static_cast<int64_t>(scatter_.sources.size() * sizeof(ShuffleSource)));
-    h.scatter_fill = at.take(static_cast<int64_t>(scatter_.fill.size()));
+    h.scatter = place_shuffle(scatter_, at);
   }
+  if (!residual_.first.empty()) h.residual = place_shuffle(residual_, at);
   if (shape_.depthwise) {
     h.dw_weight = at.take(int64_t{h.int_blocks} * ((s_.kernel[0] + 3) / 4) * s_.kernel[1] * 64);
   }
@@ -416,31 +445,25 @@ void Packer::write_weights(char* blob) {
 
 void Packer::write(char* blob) {
   std::memset(blob, 0, static_cast<size_t>(weights_at_));
-  const auto put = [&](int64_t at, const auto& v) {
-    if (!v.empty()) std::memcpy(blob + at, v.data(), v.size() * sizeof(v[0]));
-  };
   write_parameters(blob);
   write_weights(blob);
-  put(head_.slot_channel, slot_channel_);
-  put(head_.channel_slot, channel_slot_);
+  write_table(slot_channel_, head_.slot_channel, blob);
+  write_table(channel_slot_, head_.channel_slot, blob);
   if (!in_index_.empty()) {
-    put(head_.in_index, in_index_);
-    put(head_.gather_first, gather_.first);
-    put(head_.gather_sources, gather_.sources);
-    put(head_.gather_fill, gather_.fill);
+    write_table(in_index_, head_.in_index, blob);
+    write_shuffle(gather_, head_.gather, blob);
   }
   if (!scatter_.first.empty()) {
-    put(head_.scatter_first, scatter_.first);
-    put(head_.scatter_sources, scatter_.sources);
-    put(head_.scatter_fill, scatter_.fill);
+    write_shuffle(scatter_, head_.scatter, blob);
   }
+  if (!residual_.first.empty()) write_shuffle(residual_, head_.residual, blob);
   if (s_.half_in_count > 0) {
     std::memcpy(blob + head_.half_in_index, s_.half_in_index,
                 static_cast<size_t>(s_.half_in_count) * 4);
   }
   std::vector<PackedBlock> table;
   for (const Block& b : blocks_) table.push_back(b.packed);
-  put(head_.block_table, table);
+  write_table(table, head_.block_table, blob);
   // Member by member: the padding stays zero.
   auto* segment = reinterpret_cast<SegmentInfo*>(blob + head_.segment_table);
   for (const SegmentSpec& g : s_.segments) {

@@ -26,6 +26,12 @@ struct PackedBlock {
   int64_t half_in;  // float32 [taps * half inputs][16]
 };
 
+// Where the tables of a byte shuffle lie; `first` is 0 when there is none.
+struct ShufflePlaces {
+  int64_t length, src_length;
+  int64_t first, sources, wide_first, wide_sources, fill;
+};
+
 struct PackedLayer {
   uint64_t magic;
   uint32_t version;
@@ -77,17 +83,26 @@ struct PackedLayer {
   int64_t channel_slot;   // int32 [out_channels], -1 where pruned
   int64_t in_index;       // int32 [stored_inputs], 0 when all inputs are read in order
   int64_t half_in_index;  // int32 [half_inputs]
-  // byte shuffles; 0 when not needed
-  int64_t gather_first, gather_sources, gather_fill;     // in_channels -> stored_inputs
-  int64_t scatter_first, scatter_sources, scatter_fill;  // slots -> out_channels
+  ShufflePlaces gather;   // in_channels -> stored_inputs
+  ShufflePlaces scatter;  // slots -> out_channels
+  // out_channels -> slots, for rows of at least 16 bytes
+  ShufflePlaces residual;
   int64_t dw_weight;  // depthwise: int8 [int blocks][row groups][kw][16][4]
 
   template <class T>
   const T* at(int64_t offset) const {
     return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + offset);
   }
+  ShufflePlan plan_at(const ShufflePlaces& p) const {
+    return {p.length,
+            p.src_length,
+            at<int32_t>(p.first),
+            at<ShuffleSource>(p.sources),
+            at<int32_t>(p.wide_first),
+            at<WideShuffleSource>(p.wide_sources),
+            at<uint8_t>(p.fill)};
+  }
   int64_t slots() const { return int64_t{blocks} * kBlock; }
-  int64_t gather_length() const { return stored_inputs; }
   bool gathers() const { return in_index != 0; }
   int64_t block_bytes(int bits) const { return padded_steps / kPlaneSteps * bits * 64; }
 };

@@ -8,8 +8,11 @@
 namespace defakeq {
 
 struct ShuffleTables {
+  int64_t length = 0, src_length = 0;
   std::vector<int32_t> first;
   std::vector<ShuffleSource> sources;
+  std::vector<int32_t> wide_first;
+  std::vector<WideShuffleSource> wide_sources;
   std::vector<uint8_t> fill;
 };
 

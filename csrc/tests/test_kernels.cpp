@@ -577,8 +577,8 @@ void check_abs_max(const KernelTable& isa, Random& random, int) {
 }
 
 void check_shuffle(const KernelTable& isa, Random& random, int) {
-  const int64_t length = random.between(1, 100), src_length = random.between(1, 150);
-  const int64_t rows = random.between(1, 4);
+  const int64_t length = random.between(1, 300), src_length = random.between(1, 300);
+  const int64_t rows = random.between(1, 60);
   std::vector<int32_t> from;
   for (int64_t i = 0; i < length; ++i) {
     from.push_back(random.once_in(6) ? -1
@@ -587,7 +587,13 @@ void check_shuffle(const KernelTable& isa, Random& random, int) {
   if (random.once_in(2)) std::sort(from.begin(), from.end());
   const ShuffleTables tables =
       plan_shuffle(from, src_length, static_cast<uint8_t>(random.between(0, 255)));
-  const ShufflePlan plan = {length, tables.first.data(), tables.sources.data(), tables.fill.data()};
+  const ShufflePlan plan = {length,
+                            src_length,
+                            tables.first.data(),
+                            tables.sources.data(),
+                            tables.wide_first.data(),
+                            tables.wide_sources.data(),
+                            tables.fill.data()};
   const int64_t src_stride = src_length + random.one_of({0, 9});
   const int64_t dst_stride = length + random.one_of({0, 9});
   // A source is read 16 bytes at a time, whatever the row's length.

@@ -161,6 +161,50 @@ def spread(layout: GpuLayout, m: int, config: Config, device: Device) -> Config:
     return replace(config, warps=4) if config.bn * config.bm <= 64 * 64 else config
 
 
+@dataclass(frozen=True)
+class Gemv:
+    """Tile of outputs `bn` by rows `bm`, `slices` warps along the reduction, pipeline stages."""
+
+    bn: int
+    bm: int
+    slices: int
+    stages: int
+
+
+def gemv(layout: GpuLayout, x: torch.dtype, m: int, device: Device) -> Gemv | None:
+    """How the kernel of few rows runs a product; None: it does not.
+
+    A block reads all of x, so its outputs grow with the rows as long as every processor has some.
+    """
+    bits = layout.bits[0]
+    plain = (
+        m <= GEMV_ROWS
+        and len(layout.runs) == 1
+        and bits != HALF_BITS
+        and not layout.half_inputs
+        and x in (torch.int8, torch.float16, torch.bfloat16)
+    )
+    grouped = layout.scale_groups > 1
+    if not plain or (grouped and (x == torch.int8 or layout.span > units_a_step(bits))):
+        return None
+    if not grouped and layout.units < 2 * units_a_step(bits):
+        return None
+    bn = 16
+    while bn < min(8 * m, 128) and 10 * -(-layout.stored // (2 * bn)) >= 9 * device.processors:
+        bn *= 2
+    # int8 tensor cores take 16 columns at the least
+    bm = 8 if m <= 8 and x != torch.int8 else 16
+    step = units_a_step(bits) * layout.unit
+    a_slice = bn * -(-step * bits // 8) + bm * step * x.itemsize + 8 * bn
+    left = device.shared - 1024
+    for slices, stages in ((8, 4), (8, 3), (4, 4), (4, 3), (4, 2), (2, 2)):
+        # the sums of the slices go through shared memory too
+        fits = max(stages * a_slice, 4 * bn * bm) * slices <= left
+        if fits and slices * bn <= 512:
+            return Gemv(bn, bm, slices, stages)
+    return None
+
+
 def parts(layout: GpuLayout, x: torch.dtype, m: int, config: Config, device: Device) -> int:
     """Into how many parts the reduction is split: more only while processors would idle.
 
@@ -231,7 +275,7 @@ def choose(
     """The configuration of a product of `m` rows.
 
     Args:
-        measure: seconds of a run; with DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a
+        measure: seconds of a run, infinite where the device cannot run it; with DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a
             shape and the best is kept in `tuned_file`.
     """
     path = tuned_file(device)

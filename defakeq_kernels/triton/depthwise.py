@@ -12,7 +12,11 @@ import triton.language as tl
 from defakeq_kernels.triton.epilogue import finish, fma
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "m", "h", "w", "oh", "ow", "rows_a_scale", "act_zero", "residual_zero", "zero_point",
+    ]
+)  # fmt: skip
 def depthwise_kernel(
     x, weights, float_weights, in_index, out_index, is_half, scale, bias, row_scales, residual,
     table, out,

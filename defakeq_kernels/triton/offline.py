@@ -37,16 +37,18 @@ _INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-
 
 
 def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Types, constants and alignments of a launch, as the compiler takes them.
+    """Types, constants and alignments of a launch, as a call on a device would compile it.
 
     Tensors and integers that are multiples of 16 are compiled as such; an argument of 1 and one
-    that is None are constants.
+    that is None are constants. Integers that the kernel does not specialize are neither.
     """
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned: dict[Any, Any] = {}
+    plain = {p.name for p in launch.kernel.params if p.do_not_specialize}
     for i, (name, value) in enumerate(launch.arguments.items()):
-        if name in launch.constants or value is None or (type(value) is int and value == 1):
+        one = type(value) is int and value == 1 and name not in plain
+        if name in launch.constants or value is None or one:
             constants[name] = value
             types[name] = "constexpr"
             continue
@@ -55,7 +57,7 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any,
             multiple = value.data_ptr() % 16 == 0
         elif isinstance(value, int):
             types[name] = "i32"
-            multiple = value % 16 == 0
+            multiple = value % 16 == 0 and name not in plain
         else:
             types[name] = "fp32"
             multiple = False

@@ -53,7 +53,8 @@ def pack(
         uint8 [bytes] in main memory, and its description, which the tensor also holds.
 
     Raises:
-        ValueError: a reduction longer than 131071, whose sums could leave int32.
+        ValueError: a reduction longer than 131071, whose sums could leave int32, or codes of 2 GB
+            and more.
     """
     return _Packer(weight, act, activation, out).result()
 
@@ -225,6 +226,10 @@ class _Packer:
             gap = _padded(offset, _ALIGN) - offset
             parts.append(np.zeros(gap, np.uint8))
             offset += gap
+        if offset >= 1 << 31:
+            raise ValueError(
+                f"weight: found {offset} bytes of codes; accepted is less than 2^31 on the GPU"
+            )
         self.arrays["weights"] = np.concatenate(parts)
         return segments
 

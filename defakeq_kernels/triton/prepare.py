@@ -13,7 +13,7 @@ import triton.language as tl
 from defakeq_kernels.triton.epilogue import to_int8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "h", "w", "oh", "ow", "rows_a_scale", "zero"])
 def prepare_kernel(
     x, index, scales, out,
     rows, columns, in_channels, h, w, oh, ow, x_pitch, rows_a_scale,
@@ -62,18 +62,28 @@ def prepare_kernel(
     tl.store(out + r[:, None] * columns + c[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def largest_kernel(x, out, length, parts, BLOCK: tl.constexpr):
-    """max|x| of BLOCK elements of a row; NaN counts as nothing. out: float32 [rows, parts]."""
-    row = tl.program_id(0)
-    part = tl.program_id(1)
-    at = part * BLOCK + tl.arange(0, BLOCK)
-    value = tl.abs(tl.load(x + row * length + at, mask=at < length, other=0).to(tl.float32))
-    value = tl.where(value >= 0, value, 0.0)
-    tl.store(out + row * parts + part, tl.max(value, axis=0))
+@triton.jit(do_not_specialize=["parts", "steps"])
+def largest_kernel(x, out, length, parts, steps, SCALE: tl.constexpr, BLOCK: tl.constexpr):
+    """max|x| of each of the `parts` of a row, or with SCALE max|x| / 127 and 1 for zeros.
+
+    Args:
+        x: [rows, length]; NaN counts as nothing. A part is `steps` times BLOCK elements.
+        out: float32 [rows, parts].
+    """
+    row = tl.program_id(0) // parts
+    begin = tl.program_id(0) % parts * steps * BLOCK
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for step in range(0, steps):
+        at = begin + step * BLOCK + tl.arange(0, BLOCK)
+        value = tl.abs(tl.load(x + row * length + at, mask=at < length, other=0).to(tl.float32))
+        largest = tl.where(value > largest, value, largest)
+    found = tl.max(largest, axis=0)
+    if SCALE:
+        found = tl.where(found > 0, tl.div_rn(found, 127.0), 1.0)
+    tl.store(out + tl.program_id(0), found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["zero"])
 def quantize_kernel(x, out, count, inverse, zero, low, high, BLOCK: tl.constexpr):
     """int8 values of float32 ones."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -81,7 +91,7 @@ def quantize_kernel(x, out, count, inverse, zero, low, high, BLOCK: tl.constexpr
     tl.store(out + at, to_int8(value, inverse, zero, low, high).to(tl.int8), mask=at < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["zero"])
 def dequantize_kernel(x, out, count, scale, zero, BLOCK: tl.constexpr):
     """float32 values of int8 ones."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

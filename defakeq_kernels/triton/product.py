@@ -91,7 +91,7 @@ def _plane_tile(
     fields: tl.constexpr = 8 // plane_width(BITS, PLANE)
     tiles: tl.constexpr = step_units(BITS) // fields
     before: tl.constexpr = bits_before(BITS, PLANE)
-    start = count * (steps * step_units(BITS) * UNIT) // 8 * before
+    start = count * steps * (step_units(BITS) * UNIT * before // 8)
     at = (it * tiles + S // fields) * UNIT
     return _byte_tile(w + start, local, steps * tiles * UNIT, at, UNIT)
 
@@ -200,11 +200,11 @@ def _segment(
                         ones = tl.full((16, UNIT), 1, tl.int8)
                         sums = tl.dot(ones, b, sums, out_dtype=tl.int32)
                 else:
-                    a = float_weights(p0, p1, p2, BITS, s, DTYPE, PTX)
+                    level = None
                     if ASYMMETRIC:
                         g = tl.minimum(j // SPAN, GROUPS - 1) if GROUPS > 1 else 0
-                        z = tl.load(zero + stored * GROUPS + g).to(tl.float32)
-                        a = a - (z * float_step(BITS, DTYPE)).to(DTYPE)[:, None]
+                        level = tl.load(zero + stored * GROUPS + g)[:, None]
+                    a = float_weights(p0, p1, p2, BITS, s, DTYPE, PTX, level)
                     acc = tl.dot(a, b, acc, input_precision=PRECISION)
                 if GROUPS > 1 and _flushes(s, A_STEP, SPAN):
                     if SPAN <= A_STEP:
@@ -303,11 +303,27 @@ def _start(y, bias, chain, stored):
 
 
 @triton.jit
+def _place(pid, tile_count, row_tiles, DEPTH: tl.constexpr):
+    """Tile of outputs and tile of rows: blocks that run together share both in the L2 cache."""
+    width = DEPTH * tile_count
+    first = pid // width * DEPTH
+    size = tl.minimum(row_tiles - first, DEPTH)
+    return pid % width // size, first + pid % width % size
+
+
+# Each value of a specialized integer that is 1, or the first multiple of 16, is a compilation:
+# only what decides how wide loads and stores are is specialized.
+@triton.jit(
+    do_not_specialize=[
+        "tile_count", "m", "h", "wd", "oh", "ow", "x_vectors", "channel_vectors", "units",
+        "rows_a_scale", "half_columns", "act_zero", "residual_zero", "zero_point",
+    ]
+)  # fmt: skip
 def product_kernel(
     x, outside, w, tiles, out_index, scale, zero, correction, bias, row_scales, half_x, half_w,
     residual, table, out, partial,
-    m, h, wd, oh, ow, x_pitch, channels, units, count, rows_a_scale, half_columns, out_pitch,
-    act_zero, residual_scale, residual_zero, inverse, zero_point, low, high,
+    tile_count, m, h, wd, oh, ow, x_vectors, channel_vectors, units, count, rows_a_scale,
+    half_columns, out_pitch, act_zero, residual_scale, residual_zero, inverse, zero_point, low, high,
     BITS: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
     PAD_Y: tl.constexpr, PAD_X: tl.constexpr, DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
     WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr, TAIL: tl.constexpr,
@@ -318,7 +334,8 @@ def product_kernel(
     """A tile [BN outputs, BM rows] of a linear layer or a convolution with its epilogue.
 
     Args:
-        x: int8, float16, bfloat16 or float32 rows (pixels) of `x_pitch` elements.
+        x: int8, float16, bfloat16 or float32 rows (pixels) of `x_vectors` times 16 bytes.
+        channel_vectors: 16 bytes of channels of a convolution group.
         outside: [channels] values of a pixel outside of the image.
         w: the layer's weights; `tiles`: int32 [tiles, 8] of `GpuLayout.tiles`, or None when all
             outputs have one width and one convolution group.
@@ -328,9 +345,11 @@ def product_kernel(
         partial: int32 or float32 [SPLITS, m, count] when SPLITS > 1.
         BITS: the distinct widths as a bit mask.
     """
-    pid_n = tl.program_id(0)
-    pid_m = tl.program_id(1)
-    split = tl.program_id(2)
+    pid_n, pid_m = _place(tl.program_id(0), tile_count, tl.cdiv(m, BM), 8)
+    split = tl.program_id(1)
+    vector: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    x_pitch = x_vectors * vector
+    channels = channel_vectors * vector
     lanes = tl.arange(0, BN)
     if tiles is None:
         first = pid_n * BN

@@ -62,7 +62,7 @@ def _loaded(data: Tensor, device: torch.device) -> GpuProgram:
     for key in [key for key, known in _KNOWN.items() if known[0].expired()]:
         del _KNOWN[key]
     _, held = _KNOWN.setdefault(storage._cdata, (StorageWeakRef(storage), {}))
-    at = (data._version, device)
+    at = (0 if data.is_inference() else data._version, device)
     if at not in held:
         content = bytes(data.cpu().numpy())
         runtime.loads(content)  # every check of a file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from defakeq_kernels.packed import HALF_BITS
 from defakeq_kernels.quantize import ACTIVATIONS
 from defakeq_kernels.triton import config as configs
 from defakeq_kernels.triton.depthwise import depthwise_kernel
+from defakeq_kernels.triton.gemv import gemv_kernel
 from defakeq_kernels.triton.layout import GpuLayout, device_tiles, units_a_step
 from defakeq_kernels.triton.prepare import largest_kernel, prepare_kernel
 from defakeq_kernels.triton.product import product_kernel
@@ -22,6 +24,8 @@ from defakeq_kernels.triton.split import finish_kernel
 from defakeq_kernels.triton.start import INTERPRETED, device_of, is_recording, start
 
 _MAX_ELEMENTS = (1 << 31) - 1
+# Elements of which one program finds the largest.
+_LARGEST_PART = 16384
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,17 @@ def run(
     if rows.count == 0:
         return
     scales = _dynamic_scales(layout, x, rows)
-    largest = max(x.numel(), rows.count * max(layout.pitch * layout.groups, layout.out_channels))
-    if largest <= _MAX_ELEMENTS or rows.images == 1:
+    largest = _largest_offset(layout, x, rows)
+    if largest <= _MAX_ELEMENTS:
         _run_part(layout, packed, x, rows, extra, out, scales)
         return
     # offsets are 32 bits wide in the kernels
-    step = max(1, rows.images * _MAX_ELEMENTS // largest)
+    step = rows.images * _MAX_ELEMENTS // largest
+    if step == 0:
+        raise ValueError(
+            f"x: found {list(x.shape)} with {largest // rows.images} elements an image; accepted "
+            f"is at most {_MAX_ELEMENTS}, laid out patches and outputs included"
+        )
     a_part = rows.oh * rows.ow
     for first in range(0, rows.images, step):
         last = min(first + step, rows.images)
@@ -79,20 +88,36 @@ def run(
         _run_part(layout, packed, x[first:last], part, piece, out[pixels], own)
 
 
+def _largest_offset(layout: GpuLayout, x: Tensor, rows: Rows) -> int:
+    """Elements of the largest tensor that a kernel addresses."""
+    read = x.shape[0] * _pitch(x) if x.dim() == 2 else x.numel()
+    half = layout.sections["half_weights"][2][1] if layout.half_inputs else 0
+    widest = max(layout.pitch * layout.groups, layout.out_channels, half)
+    pixels = rows.images * max(rows.oh * rows.ow, rows.h * rows.w)
+    return max(read, pixels * widest)
+
+
 def _dynamic_scales(layout: GpuLayout, x: Tensor, rows: Rows) -> Tensor | None:
     """float32 [images], or [1] for one of the whole tensor: max|x| / 127, 1 for zeros."""
     if layout.act_mode not in ("dynamic_row", "dynamic_tensor"):
         return None
     dense = x.contiguous()
-    length = dense.numel() // rows.images
-    parts = triton.cdiv(length, 4096)
-    largest = torch.empty(rows.images, parts, dtype=torch.float32, device=x.device)
-    block = min(4096, triton.next_power_of_2(length))
-    start(largest_kernel, (rows.images, parts), dense, largest, length, parts, BLOCK=block)
-    largest = largest.amax() if layout.act_mode == "dynamic_tensor" else largest.amax(1)
-    largest = largest.reshape(-1)
-    # by a tensor: torch divides by a number through its reciprocal
-    return torch.where(largest > 0, largest / torch.full_like(largest, 127), 1.0)
+    images = rows.images if layout.act_mode == "dynamic_row" else 1
+    length = dense.numel() // images
+    parts = triton.cdiv(length, _LARGEST_PART)
+    if parts > 1:
+        dense = _largest(dense, images, length, parts, False)
+        length = parts
+    return _largest(dense, images, length, 1, True)
+
+
+def _largest(x: Tensor, images: int, length: int, parts: int, scale: bool) -> Tensor:
+    out = torch.empty(images * parts, dtype=torch.float32, device=x.device)
+    block = min(2048, triton.next_power_of_2(triton.cdiv(length, parts)))
+    steps = triton.cdiv(triton.cdiv(length, parts), block)
+    start(largest_kernel, (images * parts,), x, out, length, parts, steps,
+          SCALE=scale, BLOCK=block)  # fmt: skip
+    return out
 
 
 def _run_part(
@@ -113,6 +138,10 @@ def _run_part(
         return
     window = layout.strategy == "product" and layout.kind == "conv2d" and not _pointwise(layout)
     x, pitch, channels = _compact(layout, packed, x, rows, scales)
+    few = None if window else configs.gemv(layout, x.dtype, rows.count, device_of(x))
+    if few is not None:
+        _gemv(layout, packed, x, pitch, channels, rows, epilogue, out, scales, extra, few)
+        return
     _product(layout, packed, x, pitch, channels, rows, window, half_x, epilogue, out, scales,
              extra)  # fmt: skip
 
@@ -159,7 +188,8 @@ def _prepare(
 
 
 def _pitch(x: Tensor) -> int:
-    return x.stride(0) if x.dim() == 2 else x.shape[-1]
+    """Elements from row to row; the stride of a single row means nothing."""
+    return x.stride(0) if x.dim() == 2 and x.shape[0] > 1 else x.shape[-1]
 
 
 def _compact(
@@ -249,6 +279,29 @@ def _depthwise(
     )  # fmt: skip
 
 
+def _gemv(
+    layout: GpuLayout, packed: Tensor, x: Tensor, pitch: int, channels: int, rows: Rows,
+    epilogue: dict[str, Any], out: Tensor, scales: Tensor | None, extra: Extra,
+    chosen: configs.Gemv,
+) -> None:  # fmt: skip
+    count, a_step = layout.stored, units_a_step(layout.bits[0])
+    even = layout.units % (a_step * chosen.slices) == 0 and channels == layout.pitch
+    start(gemv_kernel, (triton.cdiv(count, chosen.bn),),
+        x, layout.section(packed, "weights"),
+        None if layout.direct else layout.section(packed, "out_index"),
+        layout.section(packed, "scale"), layout.section(packed, "zero_point"),
+        layout.section(packed, "correction"), layout.section(packed, "bias"), scales,
+        extra.residual, extra.table, out,
+        rows.count, pitch * x.itemsize // 16, channels, layout.units, count,
+        _a_scale(scales, rows.images, rows.count), layout.out_channels,
+        **epilogue,
+        BITS=layout.bits[0], UNIT=layout.unit, GROUPS=layout.scale_groups, SPAN=layout.span,
+        ASYMMETRIC=layout.asymmetric, EVEN=even, SLICES=chosen.slices, BN=chosen.bn,
+        BM=chosen.bm, STAGES=chosen.stages, PTX=not INTERPRETED,
+        num_warps=chosen.slices, num_stages=chosen.stages,
+    )  # fmt: skip
+
+
 def _product(
     layout: GpuLayout, packed: Tensor, x: Tensor, pitch: int, channels: int, rows: Rows,
     window: bool, half_x: Tensor | None, epilogue: dict[str, Any], out: Tensor,
@@ -260,15 +313,20 @@ def _product(
                 extra, chosen, splits)  # fmt: skip
 
     device = device_of(x)
-    measure = None if INTERPRETED or is_recording() else _timer(launch)
+    fixed = INTERPRETED or is_recording() or torch.cuda.is_current_stream_capturing()
+    measure = None if fixed else _timer(launch)
     launch(configs.choose(layout, x.dtype, rows.count, device, measure))
 
 
 def _timer(launch: Callable[[configs.Config], None]) -> Callable[[configs.Config], float]:
     def measure(chosen: configs.Config) -> float:
+        from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
 
-        return float(do_bench(lambda: launch(chosen), return_mode="median"))
+        try:
+            return float(do_bench(lambda: launch(chosen), return_mode="median"))
+        except OutOfResources:
+            return math.inf
 
     return measure
 
@@ -300,13 +358,15 @@ def product(
         partial = torch.empty(splits, m, count, dtype=kind, device=x.device)
     outside = layout.section(packed, "outside").view(x.dtype)
     tail = any(b != HALF_BITS and layout.units % units_a_step(b) for b in layout.bits)
-    grid = (tile_count, triton.cdiv(m, chosen.bm), splits)
+    grid = (tile_count * triton.cdiv(m, chosen.bm), splits)
+    vector = 16 // x.itemsize
     start(product_kernel, grid,
         x, outside, layout.section(packed, "weights"), tiles, out_index, scale,
         layout.section(packed, "zero_point"), layout.section(packed, "correction"), bias, scales,
         half_x, None if half_x is None else layout.section(packed, "half_weights"),
         extra.residual, extra.table, out, partial,
-        m, rows.h, rows.w, rows.oh, rows.ow, pitch, channels, layout.units, count, a_scale,
+        tile_count, m, rows.h, rows.w, rows.oh, rows.ow, pitch // vector, channels // vector,
+        layout.units, count, a_scale,
         0 if half_x is None else half_x.shape[1], layout.out_channels, layout.act_zero,
         **epilogue,
         BITS=sum(1 << b for b in layout.bits),

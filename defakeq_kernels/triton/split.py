@@ -8,7 +8,7 @@ import triton.language as tl
 from defakeq_kernels.triton.epilogue import finish, fma
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "rows_a_scale", "residual_zero", "zero_point"])
 def finish_kernel(
     partial, out_index, scale, bias, is_half, row_scales, residual, table, out,
     m, count, rows_a_scale, out_pitch,

@@ -109,17 +109,22 @@ def int8_asm(bits, unit):
 
 
 @triton.constexpr_function
-def half_asm(bits, unit):
-    """PTX for four float16 weights: 0x6400 | u is the number 1024 + u."""
+def half_asm(bits, unit, zeros=False):
+    """PTX for four float16 weights: 0x6400 | u is the number 1024 + u.
+
+    With `zeros` the last two operands are four values of `zero_of` to subtract.
+    """
+    last = 2 + len(planes_of(bits))
     lines = [
         *_merge(bits, unit, 2),
         ".reg .b32 l, h;",
         "prmt.b32 l, u, 0x64646464, 0x4140;",
         "prmt.b32 h, u, 0x64646464, 0x4342;",
-        "mov.b32 a, 0x64806480;",
-        "sub.f16x2 $0, l, a;",
-        "sub.f16x2 $1, h, a;",
     ]
+    if zeros:
+        lines += [f"sub.f16x2 $0, l, ${last};", f"sub.f16x2 $1, h, ${last + 1};"]
+    else:
+        lines += ["mov.b32 a, 0x64806480;", "sub.f16x2 $0, l, a;", "sub.f16x2 $1, h, a;"]
     return "{ " + " ".join(lines) + " }"
 
 
@@ -175,6 +180,24 @@ def _moved(p, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def _half_without(p0, p1, p2, zeros, BITS: tl.constexpr, ASM: tl.constexpr):
+    """Four float16 weights from four bytes of each plane, less the zero points in `zeros`."""
+    if plane_count(BITS) == 1:
+        w = tl.inline_asm_elementwise(
+            ASM, "=r,=r,r,r,r", [p0, zeros], dtype=tl.float16, is_pure=True, pack=4
+        )
+    elif plane_count(BITS) == 2:
+        w = tl.inline_asm_elementwise(
+            ASM, "=r,=r,r,r,r,r", [p0, p1, zeros], dtype=tl.float16, is_pure=True, pack=4
+        )
+    else:
+        w = tl.inline_asm_elementwise(
+            ASM, "=r,=r,r,r,r,r,r", [p0, p1, p2, zeros], dtype=tl.float16, is_pure=True, pack=4
+        )
+    return w
+
+
+@triton.jit
 def _ptx(p0, p1, p2, BITS: tl.constexpr, ASM: tl.constexpr, OUT: tl.constexpr, DTYPE: tl.constexpr):
     """Four values of `DTYPE` from four bytes of each plane; `OUT`: the result's registers."""
     if plane_count(BITS) == 1:
@@ -206,11 +229,20 @@ def int8_weights(p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr, PTX: tl.con
 
 @triton.jit
 def float_weights(
-    p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
-):
-    """Weights times `float_step` in float16, bfloat16 or float32 (all exact)."""
+    p0, p1, p2, BITS: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
+    zero=None,
+):  # fmt: skip
+    """Weights times `float_step` in float16, bfloat16 or float32 (all exact).
+
+    `zero`: zero points in levels, int32, broadcast to the tiles' shape; None: all are 0.
+    """
     if PTX and tl.bfloat16 == DTYPE:
         w = _ptx(p0, p1, p2, BITS, bfloat_asm(BITS, UNIT), "=r,=r", tl.bfloat16)
+    elif PTX and zero is not None:
+        # 1024 + u less 1152 + the zero point: both are whole numbers below 2048
+        zeros = ((zero << log2_step(BITS)) + 1152).to(tl.float16)
+        zeros = tl.broadcast_to(zeros, p0.shape)
+        w = _half_without(p0, p1, p2, zeros, BITS, half_asm(BITS, UNIT, True)).to(DTYPE)
     elif PTX:
         w = _ptx(p0, p1, p2, BITS, half_asm(BITS, UNIT), "=r,=r", tl.float16).to(DTYPE)
     else:
@@ -218,4 +250,6 @@ def float_weights(
         if tl.bfloat16 == DTYPE and BITS < 8:
             w = w * 0.5
         w = w.to(DTYPE)
+    if zero is not None and (not PTX or tl.bfloat16 == DTYPE):
+        w = w - (zero.to(tl.float32) * float_step(BITS, DTYPE)).to(DTYPE)
     return w

@@ -88,20 +88,23 @@ class _Capture:
     def __init__(self, model: nn.Module, leaves: list[Any], structure: Any) -> None:
         self.inputs = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten(self.inputs, structure)
-        # Kernels are compiled and memory is laid out before the capture, on a stream of its own.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                model(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.outputs = model(*args, **kwargs)
+        self.device = next((v.device for v in self.inputs if isinstance(v, Tensor)), None)
+        with torch.cuda.device(self.device), torch.no_grad():
+            # Kernels are compiled before the capture, on a stream of its own.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    model(*args, **kwargs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = model(*args, **kwargs)
 
     def replay(self, leaves: list[Any]) -> Any:
         for own, given in zip(self.inputs, leaves, strict=True):
             if isinstance(own, Tensor):
                 own.copy_(given)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return pytree.tree_map_only(Tensor, torch.clone, self.outputs)

@@ -130,12 +130,36 @@ def test_split_reduction(half_out: Any) -> None:
     options = {"bits": 4, "half_out": half_out}
     integer = linear(24, 2048, **options, act=STATIC, activation="relu")
     floats = linear(24, 2048, **options, group_size=None if half_out else 128)
-    for layer, x in ((integer, torch.randn(3, 2048)), (floats, torch.randn(3, 2048).half())):
+    for layer, x in ((integer, torch.randn(20, 2048)), (floats, torch.randn(20, 2048).half())):
         _, made = pack(layer.packed_weight(), layer.act, layer.activation)
         device, kind = config.DEVICES[87], torch.int8 if layer.act else torch.float16
-        chosen = config.choose(made, kind, 3, device)
-        assert config.parts(made, kind, 3, chosen, device) > 1
+        chosen = config.choose(made, kind, 20, device)
+        assert config.parts(made, kind, 20, chosen, device) > 1
         check(layer, x)
+
+
+@pytest.mark.parametrize("length", [1024, 1100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 7, "act": STATIC, "activation": "relu"},
+        {"bits": 4, "symmetric": True},
+        {"bits": 3, "group_size": 128},
+        {"bits": 4, "keep_out": torch.arange(0, 24, 3), "act": ActQuant.dynamic("row")},
+    ],
+    ids=str,
+)
+def test_few_rows_take_one_launch(
+    options: dict[str, Any], length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    whole = run._gemv
+    monkeypatch.setattr(run, "_gemv", lambda *a: (launched.append(1), whole(*a)))
+    monkeypatch.setattr(run, "_product", None)
+    layer = linear(24, length, **options)
+    x = torch.randn(9, length)
+    check(layer, x if layer.act else x.half())
+    assert launched
 
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {

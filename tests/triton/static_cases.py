@@ -48,6 +48,21 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
     "w4a16 gemv": (
         lambda: _linear(bits=4, symmetric=True),
         lambda: _x(torch.float16, 1, 1024),
+        dict.fromkeys(ARCHITECTURES, "HMMA"),
+    ),
+    "w4a16 gemv of groups": (
+        lambda: _linear(bits=4, group_size=128),
+        lambda: _x(torch.float16, 1, 1024),
+        dict.fromkeys(ARCHITECTURES, "HMMA"),
+    ),
+    "w4a8 gemv": (
+        lambda: _linear(bits=4, act=STATIC),
+        lambda: _x(torch.int8, 1, 1024),
+        dict.fromkeys(ARCHITECTURES, "IMMA"),
+    ),
+    "w4a16 split": (
+        lambda: _linear(bits=4, symmetric=True),
+        lambda: _x(torch.float16, 40, 1024),
         HMMA,
     ),
     "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 8192, 1024), HMMA),

@@ -1,4 +1,4 @@
-// The loops that every ARM tier shares; each tier has its own multiply-accumulate.
+// The parts of the ARM loops that do not depend on the tier.
 #pragma once
 
 #include <arm_neon.h>

@@ -2,7 +2,7 @@
 // arranged by pairs of steps to [8 pairs of outputs][2 outputs][8]; the last step of an odd run
 // stays [16][4].
 #include "kernels/arm/finish.h"
-#include "kernels/arm/i8mm/kernels.h"
+#include "kernels/arm/kernels.h"
 #include "kernels/simd/tiles.h"
 
 namespace defakeq::i8mm {

@@ -3,7 +3,7 @@
 // allow are added up before they are widened: |w x| <= 128 |w|, so those whose |w| sum to at most
 // 255.
 #include "kernels/arm/dwconv.h"
-#include "kernels/arm/neon/kernels.h"
+#include "kernels/arm/kernels.h"
 
 namespace defakeq::neon {
 

@@ -6,7 +6,7 @@
 // that many before sadalp widens them. 8-bit weights add up two, which overflows only where two
 // codes that meet are both 0 (w = -128): such panels are found first and widen every product.
 #include "kernels/arm/finish.h"
-#include "kernels/arm/neon/kernels.h"
+#include "kernels/arm/kernels.h"
 #include "kernels/arm/neon/sum_chains.h"
 #include "kernels/arm/neon/sum_pairs.h"
 #include "kernels/simd/tiles.h"

@@ -3,7 +3,7 @@
 // codes below 2^bits.
 #include "kernels/arm/expand.h"
 #include "kernels/arm/finish.h"
-#include "kernels/arm/neon/kernels.h"
+#include "kernels/arm/kernels.h"
 #include "kernels/arm/rows.h"
 #include "kernels/simd/tiles.h"
 

@@ -1,7 +1,7 @@
 // sdot by lane: 5 rows of 16 activations in registers, 16 outputs. Both operands are signed, so
 // 8-bit codes are arranged as code - 128; fewer bits are small enough as they are.
 #include "kernels/arm/finish.h"
-#include "kernels/arm/neondot/kernels.h"
+#include "kernels/arm/kernels.h"
 #include "kernels/simd/tiles.h"
 
 namespace defakeq::neondot {

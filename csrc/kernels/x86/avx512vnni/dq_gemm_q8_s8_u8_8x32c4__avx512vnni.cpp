@@ -82,8 +82,15 @@ DQ_INLINE __mmask32 columns_left(const GemmS8Args& a, int col) {
 
 // The epilogues that networks are made of; kGeneral stands for all others. kBytes: int8, with or
 // without relu. kResidual: the same with an int8 residual. kFloat: float32 output, maybe with a
-// float32 residual. kScaled: a row scale and an output scale of their own.
-enum class Finish { kBytes, kResidual, kFloat, kScaled, kGeneral };
+// float32 residual. kScaled: a row scale and an output scale of their own. kBiased:
+// int8 from a bias a row, with or without relu and an int8 residual.
+enum class Finish { kBytes, kResidual, kFloat, kScaled, kBiased, kGeneral };
+
+// The bias of a tile: row r's at first + r * stride.
+struct Bias {
+  const float* first;
+  int64_t stride;
+};
 
 // Whether all |y| stay below 2^30, so that packs can do all of the clamping.
 bool stays_small(const GemmS8Args& a, int col, int blocks) {
@@ -102,9 +109,13 @@ bool stays_small(const GemmS8Args& a, int col, int blocks) {
 Finish finish_of(const GemmS8Args& a, int col, int blocks) {
   const Post& post = a.post;
   const bool relu = post.activation == Activation::kRelu;
-  if (a.row_bias != nullptr || (post.activation != Activation::kNone && !relu) ||
-      a.taps * a.steps * 4 > kLongestPaired) {
+  if ((post.activation != Activation::kNone && !relu) || a.taps * a.steps * 4 > kLongestPaired) {
     return Finish::kGeneral;
+  }
+  if (a.row_bias != nullptr || a.half_rows != nullptr) {
+    const bool residual = post.residual == nullptr || post.residual_dtype == DType::kInt8;
+    return a.row_scale == nullptr && post.out_dtype == DType::kInt8 && residual ? Finish::kBiased
+                                                                                : Finish::kGeneral;
   }
   if (a.row_scale != nullptr) {
     return relu || post.residual != nullptr || post.out_dtype != DType::kInt8 ? Finish::kGeneral
@@ -141,7 +152,8 @@ DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
 // What finish_acc does for one of them, with the packs doing the clamping. Whatever it needs is in
 // locals, which no store of bytes may change.
 template <int R, int NB, Finish kFinish, bool kOneZero>
-DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m512i (&acc)[R][NB]) {
+DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias& of_rows,
+                           const __m512i (&acc)[R][NB]) {
   const Post post = a.post;
   const int64_t stride = a.out_stride;
   const __mmask32 mask = columns_left<NB>(a, col);
@@ -184,7 +196,10 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
       __m512 y = _mm512_cvtepi32_ps(kOneZero ? _mm512_add_epi32(acc[r][b], of_row)
                                              : _mm512_dpwssd_epi32(acc[r][b], zero[b], of_row));
       if constexpr (kFinish == Finish::kScaled) y = _mm512_mul_ps(y, _mm512_set1_ps(row_scale[r]));
-      y = _mm512_fmadd_ps(y, scale[b], bias[b]);
+      y = _mm512_fmadd_ps(y, scale[b],
+                          kFinish == Finish::kBiased
+                              ? _mm512_loadu_ps(of_rows.first + r * of_rows.stride + b * kBlock)
+                              : bias[b]);
       if constexpr (kFinish == Finish::kFloat) {
         if (post.residual != nullptr) {
           y = _mm512_fmadd_ps(
@@ -194,14 +209,15 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
         _mm512_mask_storeu_ps(floats + r * stride + b * kBlock, lanes[b], y);
         continue;
       }
-      if constexpr (kFinish == Finish::kResidual) {
+      if (kFinish == Finish::kResidual ||
+          (kFinish == Finish::kBiased && post.residual != nullptr)) {
         const __m128i bytes =
             _mm_maskz_loadu_epi8(lanes[b], near + r * post.residual_stride + b * kBlock);
         y = _mm512_fmadd_ps(
             _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes), residual_zero)),
             residual_scale, y);
       }
-      if constexpr (kFinish == Finish::kScaled) {
+      if constexpr (kFinish == Finish::kScaled || kFinish == Finish::kBiased) {
         y = _mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale));
         y = _mm512_max_ps(_mm512_min_ps(_mm512_set1_ps(post.high), y), _mm512_set1_ps(post.low));
       }
@@ -219,7 +235,7 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const __m5
 // for every accumulator of every tile.
 template <int NB>
 [[gnu::noinline]] void finish_units(const GemmS8Args& a, int64_t row, int rows, int col,
-                                    const __m512i* acc) {
+                                    const Bias& bias, const __m512i* acc) {
   const Post& post = a.post;
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
   const bool float_out = post.out_dtype == DType::kFloat32;
@@ -236,9 +252,8 @@ template <int NB>
                                               _mm512_loadu_si512(a.zero_point + at));
       __m512 f = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[first + i], zero));
       if (a.row_scale != nullptr) f = _mm512_mul_ps(f, _mm512_set1_ps(a.row_scale[row + r]));
-      const float* bias =
-          a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride : a.bias;
-      __m512 y = _mm512_fmadd_ps(f, _mm512_loadu_ps(a.scale + at), _mm512_loadu_ps(bias + at));
+      __m512 y = _mm512_fmadd_ps(f, _mm512_loadu_ps(a.scale + at),
+                                 _mm512_loadu_ps(bias.first + r * bias.stride + b * kBlock));
       if (post.residual != nullptr) {
         const int64_t from = (row + r) * post.residual_stride + at;
         __m512 v;
@@ -274,8 +289,58 @@ template <int NB>
   }
 }
 
+// The bias plus the half-precision inputs' products, one fma a step: [R][NB][16] floats.
+template <int R, int NB>
+DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, float* sums) {
+  __m512 acc[R][NB];
+  const float* w[NB];
+#pragma GCC unroll 2
+  for (int b = 0; b < NB; ++b) {
+    const int64_t col = (first_block + b) * kBlock;
+    w[b] = a.half_w + (first_block + b) * a.half_w_stride;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      acc[r][b] = _mm512_loadu_ps(
+          (a.row_bias != nullptr ? a.row_bias + (row + r) * a.row_bias_stride : a.bias) + col);
+    }
+  }
+  for (int t = 0; t < a.taps; ++t) {
+    const float* x[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) x[r] = a.half_rows[row + r] + a.half_tap_offset[t];
+    for (int64_t k = 0; k < a.half_length; ++k) {
+      __m512 wv[NB];
+#pragma GCC unroll 2
+      for (int b = 0; b < NB; ++b) wv[b] = _mm512_loadu_ps(w[b] + k * kBlock);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const __m512 xv = _mm512_set1_ps(x[r][k]);
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_fmadd_ps(wv[b], xv, acc[r][b]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < NB; ++b) w[b] += a.half_length * kBlock;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R * NB; ++i) _mm512_store_ps(sums + i * kBlock, acc[i / NB][i % NB]);
+}
+
+// Up to so many rows, the blocks that come next are asked for meanwhile: weights that are read once
+// an image come from beyond the second-level cache, and few rows do not hide that.
+constexpr int64_t kFewRows = 256;
+
 template <int R, int NB>
 DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
+  const int col = first_block * kBlock;
+  alignas(64) float sums[R * NB * kBlock];
+  Bias bias{a.bias + col, 0};
+  if (a.half_rows != nullptr) {
+    half_chain<R, NB>(a, row, first_block, sums);
+    bias = {sums, NB * kBlock};
+  } else if (a.row_bias != nullptr) {
+    bias = {a.row_bias + row * a.row_bias_stride + col, a.row_bias_stride};
+  }
   __m512i acc[R][NB];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -292,27 +357,39 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
     const int8_t* x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    for (int64_t k = 0; k < length; k += 4) {
-      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
-      // row, and the extra instructions cost the out-of-order window.
-      asm("" : "+r"(k));
-      __m512i wv[NB];
+    const auto run = [&]<bool kAhead>() __attribute__((always_inline)) {
+      for (int64_t k = 0; k < length; k += 4) {
+        // One index register for all rows: left alone, the compiler keeps and increments a pointer
+        // a row, and the extra instructions cost the out-of-order window.
+        asm("" : "+r"(k));
+        __m512i wv[NB];
 #pragma GCC unroll 2
-      for (int b = 0; b < NB; ++b) wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
+        for (int b = 0; b < NB; ++b) {
+          wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
+          if constexpr (kAhead) {
+            _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
+                         _MM_HINT_T1);
+          }
+        }
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512i xv = broadcast4(x[r] + k);
+        for (int r = 0; r < R; ++r) {
+          const __m512i xv = broadcast4(x[r] + k);
 #pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+          for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+        }
       }
+    };
+    if (a.m > kFewRows) [[likely]] {
+      run.template operator()<false>();
+    } else {
+      run.template operator()<true>();
     }
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
   }
-  const int col = first_block * kBlock;
   const auto finish = [&]<Finish kFinish>() __attribute__((always_inline)) {
-    one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, acc)
-             : finish_tile<R, NB, kFinish, false>(a, row, col, acc);
+    one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, bias, acc)
+             : finish_tile<R, NB, kFinish, false>(a, row, col, bias, acc);
   };
   switch (how) {
     case Finish::kBytes:
@@ -322,14 +399,16 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
     case Finish::kFloat:
       return finish.template operator()<Finish::kFloat>();
     case Finish::kScaled:
-      return finish_tile<R, NB, Finish::kScaled, false>(a, row, col, acc);
+      return finish_tile<R, NB, Finish::kScaled, false>(a, row, col, bias, acc);
+    case Finish::kBiased:
+      return finish_tile<R, NB, Finish::kBiased, false>(a, row, col, bias, acc);
     case Finish::kGeneral:
       break;
   }
   __m512i all[R * NB];
 #pragma GCC unroll 16
   for (int i = 0; i < R * NB; ++i) all[i] = acc[i / NB][i % NB];
-  finish_units<NB>(a, row, R, col, all);
+  finish_units<NB>(a, row, R, col, bias, all);
 }
 
 template <int NB>

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/simd/math.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
@@ -53,6 +55,66 @@ void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int3
   }
 }
 
+constexpr int64_t kShuffledBytes = 24 << 10;
+
+DQ_INLINE __mmask64 first_bytes(int64_t count) {
+  return count >= kWideBlock ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
+}
+
+// The rows' output block of 64 bytes from kSources windows, which stay in registers meanwhile;
+// 0: any number.
+template <int kSources>
+void shuffle_block(const ShufflePlan& plan, int64_t block, const uint8_t* src, int64_t src_stride,
+                   int64_t rows, uint8_t* dst, int64_t dst_stride) {
+  const WideShuffleSource* sources = plan.wide_sources + plan.wide_first[block];
+  const int count = plan.wide_first[block + 1] - plan.wide_first[block];
+  const __m512i fill = _mm512_loadu_si512(plan.fill + block * kWideBlock);
+  const __mmask64 there = first_bytes(plan.src_length);
+  const __mmask64 stored = first_bytes(plan.length - block * kWideBlock);
+  constexpr int kHeld = kSources == 0 ? 1 : kSources;
+  __m512i index[kHeld];
+  __mmask64 lanes[kHeld];
+  int64_t offset[kHeld];
+  for (int s = 0; s < kSources; ++s) {
+    index[s] = _mm512_loadu_si512(sources[s].index);
+    lanes[s] = sources[s].lanes;
+    offset[s] = sources[s].offset;
+  }
+  dst += block * kWideBlock;
+  for (int64_t r = 0; r < rows; ++r) {
+    __m512i bytes = fill;
+    if constexpr (kSources == 0) {
+      for (int s = 0; s < count; ++s) {
+        bytes = _mm512_mask_permutexvar_epi8(
+            bytes, sources[s].lanes, _mm512_loadu_si512(sources[s].index),
+            _mm512_maskz_loadu_epi8(there, src + sources[s].offset));
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int s = 0; s < kSources; ++s) {
+        bytes = _mm512_mask_permutexvar_epi8(bytes, lanes[s], index[s],
+                                             _mm512_maskz_loadu_epi8(there, src + offset[s]));
+      }
+    }
+    _mm512_mask_storeu_epi8(dst, stored, bytes);
+    src += src_stride;
+    dst += dst_stride;
+  }
+}
+
+void shuffle_part(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
+                  uint8_t* dst, int64_t dst_stride) {
+  for (int64_t b = 0; b * kWideBlock < plan.length; ++b) {
+    const int count = plan.wide_first[b + 1] - plan.wide_first[b];
+    const auto block = count == 1   ? shuffle_block<1>
+                       : count == 2 ? shuffle_block<2>
+                       : count == 3 ? shuffle_block<3>
+                       : count == 4 ? shuffle_block<4>
+                                    : shuffle_block<0>;
+    block(plan, b, src, src_stride, rows, dst, dst_stride);
+  }
+}
+
 }  // namespace
 
 void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
@@ -79,22 +141,11 @@ void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, i
 
 void shuffle(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, int64_t rows,
              uint8_t* dst, int64_t dst_stride) {
-  const int64_t blocks = (plan.length + kBlock - 1) / kBlock;
-  const int64_t tail = plan.length % kBlock;
-  const __mmask16 last = tail == 0 ? 0xffff : static_cast<__mmask16>((1 << tail) - 1);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(plan.fill + b * kBlock));
-      for (int32_t s = plan.first[b]; s < plan.first[b + 1]; ++s) {
-        const ShuffleSource& source = plan.sources[s];
-        const __m128i from = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + source.offset));
-        const __m128i mask = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source.mask));
-        bytes = _mm_or_si128(bytes, _mm_shuffle_epi8(from, mask));
-      }
-      _mm_mask_storeu_epi8(dst + b * kBlock, b + 1 < blocks ? 0xffff : last, bytes);
-    }
-    src += src_stride;
-    dst += dst_stride;
+  // So many rows that both sides of them stay in the first-level cache while the blocks pass.
+  const int64_t part = std::max<int64_t>(kShuffledBytes / (plan.src_length + plan.length), 8);
+  for (int64_t r = 0; r < rows; r += part) {
+    shuffle_part(plan, src + r * src_stride, src_stride, std::min(part, rows - r),
+                 dst + r * dst_stride, dst_stride);
   }
 }
 

@@ -7,14 +7,9 @@ namespace defakeq {
 const KernelTable* kernel_table_avx512vnni() {
   static constexpr KernelTable kTable = [] {
     KernelTable table = simd::shared_kernels<Vec>("avx512vnni");
-    table.gemm_s8 = avx512vnni::gemm_s8;
-    table.gemv_s8 = avx512vnni::gemv_s8;
+    DQ_SET_ISA_KERNELS(table, avx512vnni);
+    table.fuses_half_inputs = true;
     table.gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>;
-    table.dw_s8 = avx512vnni::dw_s8;
-    table.dw_s8_scratch = avx512vnni::dw_s8_scratch;
-    table.expand_codes = avx512vnni::expand_codes;
-    table.row_sums = avx512vnni::row_sums;
-    table.shuffle = avx512vnni::shuffle;
     table.lookup = avx512vnni::lookup;
     return table;
   }();

@@ -1,7 +1,7 @@
 #include "kernels/arm/gemv_dot.h"
-#include "kernels/arm/neondot/kernels.h"
+#include "kernels/arm/kernels.h"
 
-namespace defakeq::neondot {
+namespace defakeq::DQ_ISA {
 
 void gemv_s8(const GemmS8Args& a) { gemv_dot(a); }
 
@@ -9,4 +9,4 @@ void expand_codes(const uint8_t* planes, int bits, int64_t steps, uint8_t* codes
   expand_all(planes, bits, steps, codes);
 }
 
-}  // namespace defakeq::neondot
+}  // namespace defakeq::DQ_ISA

@@ -1,7 +1,7 @@
-#include "kernels/arm/neon/kernels.h"
+#include "kernels/arm/kernels.h"
 #include "kernels/arm/rows.h"
 
-namespace defakeq::neon {
+namespace defakeq::DQ_ISA {
 
 void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
               int64_t length, int32_t* sums) {
@@ -17,4 +17,4 @@ void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out) {
   lookup_bytes(x, count, Table(table), out);
 }
 
-}  // namespace defakeq::neon
+}  // namespace defakeq::DQ_ISA

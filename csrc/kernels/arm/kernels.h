@@ -1,0 +1,18 @@
+// What every ARM tier writes by hand. DQ_ISA is the tier that a source is compiled for; the sources
+// in tiers/ are compiled for each, those in dot/ for those with sdot.
+#pragma once
+
+#include "kernels/isa_kernels.h"
+
+#ifndef DQ_ISA
+#error "DQ_ISA names the tier: the build defines it"
+#endif
+
+DQ_DECLARE_ISA_KERNELS(DQ_ISA);
+
+namespace defakeq::DQ_ISA {
+
+void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length);
+void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
+
+}  // namespace defakeq::DQ_ISA

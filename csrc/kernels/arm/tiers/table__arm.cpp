@@ -1,0 +1,19 @@
+#include "kernels/arm/kernels.h"
+#include "kernels/arm/vec.h"
+#include "kernels/simd/shared_kernels.h"
+
+namespace defakeq {
+
+const KernelTable* DQ_OF_ISA(kernel_table_, DQ_ISA)() {
+  static constexpr KernelTable kTable = [] {
+    KernelTable table = simd::shared_kernels<Vec>(DQ_ISA_NAME(DQ_ISA));
+    DQ_SET_ISA_KERNELS(table, DQ_ISA);
+    table.gemm_f32 = simd::gemm_f32<Vec, 5, 1>;
+    table.arrange_codes = DQ_ISA::arrange_codes;
+    table.lookup = DQ_ISA::lookup;
+    return table;
+  }();
+  return &kTable;
+}
+
+}  // namespace defakeq
