@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defakeq_kernels import _core, get_num_threads
+from defakeq_kernels.checks import check_range, is_integer, refuse, shown
+
+MAX_THREADS = 1024
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Program:
@@ -30,11 +33,18 @@ def loads(data: Any, threads: int | None = None) -> Program:
 
     The buffer is not needed after the call. Arguments and errors otherwise as in `load`.
     """
-    return Program(_core.Program.of_bytes(data, _count(threads)))
+    count = _count(threads)
+    try:
+        memoryview(data)
+    except TypeError:
+        raise ValueError(f"data: found {type(data).__name__}; accepted is bytes") from None
+    return Program(_core.Program.of_bytes(data, count))
 
 
 def _count(threads: int | None) -> int:
-    return get_num_threads() if threads is None else threads
+    count = get_num_threads() if threads is None else threads
+    check_range("threads", count, 1, MAX_THREADS)
+    return int(count)
 
 
 class Program:
@@ -45,6 +55,13 @@ class Program:
 
     def __init__(self, program: Any) -> None:
         self._program = program
+
+    def __repr__(self) -> str:
+        ports = [
+            ", ".join(f"{port['name']} {list(port['shape'])}" for port in group)
+            for group in (self.inputs, self.outputs)
+        ]
+        return f"Program({ports[0]} -> {ports[1]}, {len(self.nodes)} nodes, threads={self.threads})"
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -73,7 +90,7 @@ class Program:
 
     @threads.setter
     def threads(self, count: int) -> None:
-        self._program.threads = count
+        self._program.threads = _count(count)
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs a batch.
@@ -93,8 +110,8 @@ class Program:
 
     def profile(self, *inputs: Any, repeat: int = 10) -> list[dict[str, Any]]:
         """Runs `repeat` times; returns `nodes` with the median ``seconds`` of each added."""
-        if repeat < 1:
-            raise ValueError(f"repeat: found {repeat}; accepted is 1 or more")
+        if not is_integer(repeat) or repeat < 1:
+            refuse("repeat", shown(repeat), "an integer from 1 on")
         arrays = self._arrays(inputs)
         times = np.array([self._program.profile(arrays) for _ in range(repeat)])
         medians = np.median(times, axis=0)

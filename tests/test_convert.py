@@ -1,9 +1,7 @@
-"""Plans, folding, calibration, conversion and model files."""
+"""Calibration and conversion."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,343 +10,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from small_model import Small, folded_names, settled, small_inputs  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
 import defakeq  # noqa: E402
 from defakeq import conversion  # noqa: E402
 from defakeq.calibrate import RangeObserver  # noqa: E402
-from defakeq.fold import Folded, fold_batch_norm, fuse_activations  # noqa: E402
+from defakeq.fold import Folded  # noqa: E402
 from defakeq.plan import LayerPlan, QuantPlan  # noqa: E402
-from defakeq_kernels import dfq  # noqa: E402
-from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear  # noqa: E402
+from defakeq_kernels.nn import QuantConv2d, QuantLinear  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def settled(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, with BatchNorm statistics that do something."""
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats:
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            if module.affine:
-                nn.init.uniform_(module.weight, -1.5, 1.5)
-                nn.init.normal_(module.bias)
-    return model.eval()
-
-
-class Small(nn.Module):
-    """Convolutions with BatchNorm, a residual, a depthwise layer and a head."""
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.Hardswish()
-        )
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.act = nn.ReLU(inplace=True)
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.head = nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, 2))
-
-    def forward(self, x: Any) -> Any:
-        x = self.stem(x)
-        x = x + self.act(self.norm(self.conv(x)))
-        return self.head(self.depthwise(x).mean((2, 3)))
-
-
-def small_inputs(count: int = 4) -> Any:
-    return torch.randn(count, 3, 20, 18)
-
-
-def folded_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Folded)]
-
-
-# Plans
-
-
-def test_uniform_plans_every_layer_but_the_skipped() -> None:
-    model = Small()
-    plan = QuantPlan.uniform(model, 4, skip=["head"], group_size=8)
-    assert list(plan.layers) == ["stem.0", "conv", "depthwise"]
-    assert plan.layers["conv"] == LayerPlan(bits=4, act_bits=8, group_size=8)
-    assert plan.layers["depthwise"].group_size is None
-    plan.validate(model)
-    assert "head.0" not in QuantPlan.uniform(model, 4, skip=["*.0"]).layers
-    assert QuantPlan.uniform(model, 8, act_bits=None).layers["conv"].act_bits is None
-    with pytest.raises(ValueError, match=r"skip: found 'haed'.*nearest: 'head'"):
-        QuantPlan.uniform(model, 4, skip=["haed"])
-
-
-def test_uniform_leaves_out_what_the_kernels_cannot_run() -> None:
-    class Other(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(8, 2)
-            self.reflect = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
-            self.long = nn.Linear(40_000, 2)
-            self.plain = nn.Linear(8, 2)
-
-    assert list(QuantPlan.uniform(Other(), 8).layers) == ["plain"]
-    for name, message in (
-        ("attention.out_proj", "MultiheadAttention"),
-        ("reflect", "padding_mode: found 'reflect'"),
-        ("long", "reduction over 40000"),
-        ("attention", "found MultiheadAttention; accepted is Conv2d and Linear"),
-    ):
-        with pytest.raises(ValueError, match=f"layer {name!r}.*{message}"):
-            QuantPlan({name: LayerPlan()}).validate(Other())
-
-
-def test_plans_survive_json() -> None:
-    plan = QuantPlan(
-        {
-            "a.0": LayerPlan(
-                bits=torch.tensor([1, 16, 3]),
-                act_bits=None,
-                keep_out=torch.tensor([2, 0]),
-                keep_in=[5, 1],
-                half_out=np.array([2]),
-                half_in=(5,),
-                symmetric=True,
-            ),
-            "b": LayerPlan(bits=2, act_bits=5, group_size=32),
-        }
-    )
-    assert plan.layers["a.0"].keep_out == (0, 2)
-    again = QuantPlan.from_json(plan.to_json())
-    assert again == plan
-    assert json.loads(plan.to_json())["layers"]["b"]["bits"] == 2
-
-
-def test_wrong_plan_texts_are_refused_with_the_layer_and_field() -> None:
-    for text, message in (
-        ("{", "plan: found no JSON"),
-        ("[]", 'no "layers"'),
-        ('{"version": 9, "layers": {}}', "version: found 9"),
-        ('{"version": 1, "layers": {"x": {"bit": 4}}}', "layer 'x': bit: .*nearest: 'bits'"),
-        ('{"version": 1, "layers": {"x": {"bits": 9}}}', "layer 'x': bits: found 9"),
-        ('{"version": 1, "layers": {"x": {"act_bits": 3}}}', "layer 'x': act_bits: found 3"),
-        ('{"version": 1, "layers": {"x": {"keep_in": [1, 1]}}}', "keep_in: found channel 1 twice"),
-        ('{"version": 1, "layers": {"x": {"keep_in": "a"}}}', "keep_in: found 'a'"),
-        ('{"version": 1, "layers": {"x": {"symmetric": 1}}}', "symmetric: found 1"),
-        ('{"version": 1, "layers": {"x": {"group_size": 6}}}', "group_size: found 6"),
-        ('{"version": 1, "layers": {"x": 4}}', "layer 'x': layer plan: found int"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            QuantPlan.from_json(text)
-
-
-def test_validation_names_every_wrong_layer() -> None:
-    plan = QuantPlan(
-        {
-            "conf": LayerPlan(),
-            "conv": LayerPlan(keep_in=[16]),
-            "depthwise": LayerPlan(keep_in=[0]),
-            "norm": LayerPlan(),
-            "stem.0": LayerPlan(bits=[8, 8]),
-            "head.0": LayerPlan(keep_out=[1], half_out=[2]),
-            "head.2": LayerPlan(half_in=range(8)),
-        }
-    )
-    with pytest.raises(ValueError) as error:
-        plan.validate(Small())
-    lines = str(error.value).splitlines()
-    assert len(lines) == 7
-    for line, message in zip(
-        lines,
-        (
-            "layer 'conf': not in the model (nearest: 'conv')",
-            "layer 'conv': keep_in: found channel 16; accepted is 0 to 15",
-            "layer 'depthwise': keep_in: found with 16 convolution groups",
-            "layer 'norm': found BatchNorm2d",
-            "layer 'stem.0': bits: found 2 widths; accepted is one, or 16",
-            "layer 'head.0': half_out: found channel 2; accepted is channels of keep_out",
-            "layer 'head.2': half_in: found every kept input",
-        ),
-        strict=True,
-    ):
-        assert line.startswith(message)
-
-
-# Folding
-
-
-def fold_all(model: nn.Module, x: Any) -> list[str]:
-    """Folds in place and checks that the result is the same."""
-    model = settled(model)
-    with torch.no_grad():
-        wanted = model(x.clone())
-        folded = fold_batch_norm(model, ((x.clone(),), {}))
-        found = model(x.clone())
-    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    assert folded_names(model) == folded
-    return folded
-
-
-def test_folds_batch_norm() -> None:
-    assert fold_all(Small(), small_inputs()) == ["stem.1", "norm"]
-    linear = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9, affine=False))
-    assert fold_all(linear, torch.randn(5, 6)) == ["1"]
-
-
-class Untraceable(nn.Module):
-    """Python control flow on values, which symbolic tracing cannot follow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
-
-    def forward(self, x: Any) -> Any:
-        if float(x.sum()) > 1e9:
-            x = -x
-        return self.act(self.norm(self.conv(x)))
-
-
-def test_folds_where_the_model_cannot_be_traced() -> None:
-    assert fold_all(Untraceable(), small_inputs()) == ["norm"]
-
-
-class Reads(nn.Module):
-    """conv, norm and activation, used in the way `how` says."""
-
-    def __init__(self, how: Callable[[Any, Any], Any], traceable: bool) -> None:
-        super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Hardswish()
-        self.how, self.traceable = how, traceable
-        self.kept: Any = None
-
-    def forward(self, x: Any) -> Any:
-        if not self.traceable and float(x.sum()) > 1e9:
-            x = -x
-        return self.how(self, x)
-
-
-def norm_and_skip(m: Any, x: Any) -> Any:
-    y = m.conv(x)
-    return m.act(m.norm(y)) + y
-
-
-def conv_twice(m: Any, x: Any) -> Any:
-    return m.norm(m.conv(m.conv(x)))
-
-
-def norm_twice(m: Any, x: Any) -> Any:
-    return m.norm(m.norm(m.conv(x)))
-
-
-def both_returned(m: Any, x: Any) -> Any:
-    y = m.conv(x)
-    return torch.cat([m.norm(y), y.flip(0)])
-
-
-def kept_aside(m: Any, x: Any) -> Any:
-    m.kept = m.conv(x)
-    return m.norm(m.kept)
-
-
-def something_between(m: Any, x: Any) -> Any:
-    return m.norm(m.conv(x).sqrt().nan_to_num())
-
-
-def viewed(m: Any, x: Any) -> Any:
-    y = m.conv(x)
-    z = y.view(-1)
-    return m.norm(y) + z.view(y.shape)
-
-
-def functional_norm(m: Any, x: Any) -> Any:
-    y = m.conv(x)
-    return F.batch_norm(y, m.norm.running_mean, m.norm.running_var)
-
-
-@pytest.mark.parametrize("traceable", [True, False])
-@pytest.mark.parametrize(
-    "how",
-    [
-        norm_and_skip,
-        conv_twice,
-        norm_twice,
-        both_returned,
-        kept_aside,
-        something_between,
-        viewed,
-        functional_norm,
-    ],
-)
-def test_does_not_fold_where_the_output_is_read_elsewhere(how: Any, traceable: bool) -> None:
-    assert fold_all(Reads(how, traceable), small_inputs()) == []
-
-
-def test_does_not_fold_what_has_no_fixed_statistics_or_other_readers() -> None:
-    x = small_inputs()
-    free = nn.BatchNorm2d(4, track_running_stats=False)
-    assert fold_all(nn.Sequential(nn.Conv2d(3, 4, 1), free), x) == []
-    hooked = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    hooked[0].register_forward_hook(lambda *_: None)
-    assert fold_all(hooked, x) == []
-    weighted = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)
-    )
-    assert fold_all(weighted, x) == []
-
-    class Louder(nn.BatchNorm2d):
-        def forward(self, x: Any) -> Any:
-            return 2 * super().forward(x)
-
-    assert fold_all(nn.Sequential(nn.Conv2d(3, 4, 1), Louder(4)), x) == []
-
-
-def fused_in(model: nn.Module, x: Any, **pruned: bool) -> dict[str, str]:
-    names = {n: pruned.get(n, False) for n, m in model.named_modules() if hasattr(m, "weight")}
-    return fuse_activations(model.eval(), ((x,), {}), names)
-
-
-def test_fuses_activations() -> None:
-    x = small_inputs()
-    for module, name in (
-        (nn.ReLU(), "relu"),
-        (nn.ReLU(inplace=True), "relu"),
-        (nn.ReLU6(), "relu6"),
-        (nn.Hardswish(), "hardswish"),
-        (nn.SiLU(inplace=True), "silu"),
-        (nn.GELU(), "gelu"),
-        (nn.Sigmoid(), "sigmoid"),
-    ):
-        model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Conv2d(4, 4, 1))
-        assert fused_in(model, x) == {"0": name}
-        assert isinstance(model[1], Folded)
-
-
-def test_does_not_fuse_what_is_shared_or_different() -> None:
-    x = small_inputs()
-    shared = nn.Hardswish()
-    twice = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.Conv2d(4, 4, 1), shared)
-    assert fused_in(twice, x) == {}
-    tanh = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU(approximate="tanh"))
-    assert fused_in(tanh, x) == {}
-
-    class Skip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.act = nn.Conv2d(3, 4, 1), nn.SiLU()
-
-        def forward(self, x: Any) -> Any:
-            y = self.conv(x)
-            return y * self.act(y)
-
-    assert fused_in(Skip(), x) == {}
-    sigmoid = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid())
-    names = {"0": True}
-    assert fuse_activations(sigmoid.eval(), ((x,), {}), names) == {}
-
-
-# Calibration
 
 
 def test_observer_ranges() -> None:
@@ -397,9 +72,6 @@ def test_ranges_are_of_the_integer_inputs_only() -> None:
     plan = QuantPlan({"0": LayerPlan(keep_in=[0, 1, 2], half_in=[1])})
     converted = defakeq.convert(model, x, plan, [x], observer="minmax")
     assert converted[0].act.scale == pytest.approx(1 / 255, rel=0.05)
-
-
-# Conversion
 
 
 def relative_error(found: Any, wanted: Any) -> float:
@@ -555,141 +227,35 @@ def test_layers_that_are_not_called_as_modules_are_refused() -> None:
             defakeq.convert(model, x, QuantPlan.uniform(model, 8), [x])
 
 
-# Files
-
-
-@pytest.fixture
-def converted() -> tuple[nn.Module, nn.Module, Any]:
-    model, x = settled(Small()), small_inputs()
-    plan = QuantPlan.uniform(model, 4, skip=["stem"])
-    return defakeq.convert(model, x[:1], plan, [x]), model, x
-
-
-def test_files_give_the_same_model_back(converted: Any, tmp_path: Path) -> None:
-    quantized, model, x = converted
-    path = tmp_path / "small.dfq"
-    defakeq.save(quantized, path)
+def test_transformer_encoders_call_their_packed_layers(tmp_path: Path) -> None:
+    block = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = nn.TransformerEncoder(block, 2).eval()
+    padding = torch.tensor([[False] * 4 + [True], [False] * 5])
+    inputs = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    quantized = defakeq.convert(model, inputs, QuantPlan.uniform(model, 8), [inputs])
     with torch.no_grad():
-        wanted = quantized(x)
-        for skeleton in (model, quantized, Small, lambda: Small(16)):
-            loaded = defakeq.load(path, skeleton)
-            assert not loaded.training
-            assert torch.equal(loaded(x), wanted)
-            assert folded_names(loaded) == folded_names(quantized)
-    assert isinstance(model.conv, nn.Conv2d)
-    again = tmp_path / "again.dfq"
-    defakeq.save(defakeq.load(path, Small), again)
-    assert again.read_bytes() == path.read_bytes()
+        found, wanted = quantized(**inputs), model(**inputs)
+    assert float((found - wanted)[:, :4].abs().max()) < 0.1
+    defakeq.save(quantized, tmp_path / "encoder.dfq")
+    assert torch.equal(defakeq.load(tmp_path / "encoder.dfq", model)(**inputs), found)
 
 
-def test_files_are_small(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
-    plan = QuantPlan.uniform(model, 2, act_bits=None)
-    path = tmp_path / "two.dfq"
-    defakeq.save(defakeq.convert(model, torch.randn(1, 512), plan), path)
-    weights = 2 * 512 * 512 // 4
-    assert weights < path.stat().st_size < 1.2 * weights
+def test_calls_by_keyword_and_scripted_models_are_refused_by_name() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
 
+        def forward(self, x: Any) -> Any:
+            return self.fc(input=x)
 
-def test_builders_are_called_only_when_trusted(converted: Any, tmp_path: Path) -> None:
-    quantized, _, x = converted
-    path = tmp_path / "small.dfq"
-    name = f"{__name__}:Small"
-    defakeq.save(quantized, path, builder=name, builder_kwargs={"width": 16})
-    with pytest.raises(ValueError, match=r"builder: found '.*:Small' in the file; accepted"):
-        defakeq.load(path)
-    assert torch.equal(defakeq.load(path, trusted=[name])(x), quantized(x))
-    for wrong, message in (
-        ("os", "accepted is 'package.module:function'"),
-        (f"{__name__}:Missing", "cannot be imported"),
-        ("no.such.module:f", "cannot be imported"),
-        (f"{__name__}:__doc__", "not callable"),
-    ):
-        with pytest.raises(ValueError, match=f"builder: found '{wrong}'.*{message}"):
-            defakeq.save(quantized, path, builder=wrong)
-    with pytest.raises(ValueError, match="builder_kwargs"):
-        defakeq.save(quantized, path, builder=name, builder_kwargs={"width": (1, 2)})
-    with pytest.raises(ValueError, match="builder_kwargs: found without a builder"):
-        defakeq.save(quantized, path, builder_kwargs={"width": 16})
-
-
-def test_files_may_not_call_functions_of_this_package(converted: Any, tmp_path: Path) -> None:
-    quantized, _, _ = converted
-    path = tmp_path / "small.dfq"
-    defakeq.save(quantized, path, builder="defakeq.conversion:load", builder_kwargs={"path": "x"})
-    with pytest.raises(ValueError, match=r"builder: found 'defakeq\.conversion:load' in the"):
-        defakeq.load(path)
-
-
-def test_modules_of_this_package_are_built(tmp_path: Path) -> None:
-    network = pytest.importorskip("defakeq.embedded.network")
-    model, x = settled(network.EmbeddedDetector()), torch.randn(2, 3, 128, 128)
-    quantized = defakeq.convert(model, x[:1], QuantPlan.uniform(model, 8, act_bits=None))
-    path = tmp_path / "detector.dfq"
-    defakeq.save(quantized, path, builder="defakeq.embedded.network:EmbeddedDetector")
-    with torch.no_grad():
-        assert torch.equal(defakeq.load(path)(x), quantized(x))
-
-
-def test_load_names_what_does_not_fit(converted: Any, tmp_path: Path) -> None:
-    quantized, _, _ = converted
-    path = tmp_path / "small.dfq"
-    defakeq.save(quantized, path)
-    with pytest.raises(ValueError, match="the file names no builder"):
-        defakeq.load(path)
-    with pytest.raises(ValueError, match=r"layer 'conv': found Conv2d .*\[8, 8, 3, 3\]"):
-        defakeq.load(path, Small(8))
-    with pytest.raises(ValueError, match="layer 'conv': not in the model"):
-        defakeq.load(path, nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="model: found int returned"):
-        defakeq.load(path, lambda: 3)
-    larger = Small()
-    larger.extra = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"tensor 'extra\.weight': found nothing in the file"):
-        defakeq.load(path, larger)
-    tensors, network = dfq.read(path)
-    dfq.write(path, {**tensors, "stem.8.weight": np.zeros(3, np.float32)}, network)
-    with pytest.raises(ValueError, match=r"tensor 'stem\.8\.weight': not in the model"):
-        defakeq.load(path, Small)
-    dfq.write(path, {**tensors, "stem.0.weight": np.zeros(3, np.float32)}, network)
-    with pytest.raises(ValueError, match=r"tensor 'stem\.0\.weight': found shape \[3\]"):
-        defakeq.load(path, Small)
-    del network["model"]
-    dfq.write(path, tensors, network)
-    with pytest.raises(ValueError, match=r"network\.model: found nothing"):
-        defakeq.load(path, Small)
-
-
-def test_save_refuses_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model: found no packed layer"):
-        defakeq.save(Small(), tmp_path / "x.dfq")
-    layer = QuantLinear.from_float(nn.Linear(4, 4), act=ActQuant.static(-1, 1))
-    with pytest.raises(ValueError, match="model: found a packed layer itself"):
-        defakeq.save(layer, tmp_path / "x.dfq")
-    model = nn.Sequential(layer)
-    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match="phase"):
-        defakeq.save(model, tmp_path / "x.dfq")
-    assert not (tmp_path / "x.dfq").exists()
-
-
-def test_other_types_of_parameters_survive(tmp_path: Path) -> None:
-    def build() -> nn.Module:
-        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).bfloat16())
-        model.register_buffer("steps", torch.tensor(7))
-        model.register_buffer("mask", torch.tensor([True, False]))
-        return model
-
-    model = build()
-    model[0] = QuantLinear.from_float(model[0], bits=4)
-    path = tmp_path / "x.dfq"
-    defakeq.save(model, path)
-    torch.manual_seed(9)
-    loaded = defakeq.load(path, build)
-    assert torch.equal(loaded[1].weight, model[1].weight)
-    assert loaded[1].weight.dtype == torch.bfloat16
-    assert torch.equal(loaded.steps, model.steps)
-    assert torch.equal(loaded.mask, model.mask)
+    model, x = Keyword(), torch.randn(2, 4)
+    plan = QuantPlan.uniform(model, 8)
+    with pytest.raises(ValueError, match="layer 'fc': found a call with the keyword 'input'"):
+        defakeq.convert(model, x, plan, x)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match="model: found RecursiveScriptModule; accepted is"):
+        defakeq.convert(scripted, x, plan, x)
 
 
 @pytest.mark.parametrize(
@@ -741,4 +307,4 @@ def test_first_layers_are_rounded_for_pictures(backend, monkeypatch):
         with torch.no_grad():
             error.append(float((converted(x) - model(x)).norm() / model(x).norm()))
         monkeypatch.setattr(conversion, "round_first_layers", lambda model, plan, batches: plan)
-    assert error[0] < 0.6 * error[1], error
+    assert error[0] < 0.75 * error[1], error

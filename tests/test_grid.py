@@ -48,9 +48,9 @@ def test_given_grid_is_checked() -> None:
         quantize_weight(weight, kind="linear", bits=4, scale=scale)
     with pytest.raises(ValueError, match="with group_size"):
         quantize_weight(weight, kind="linear", bits=4, scale=scale, zero_point=zero, group_size=4)
-    with pytest.raises(ValueError, match="scale: found -0.09"):
+    with pytest.raises(ValueError, match="scale: found -0"):
         quantize_weight(weight, kind="linear", bits=4, scale=-scale, zero_point=zero)
-    with pytest.raises(ValueError, match="zero_point: found int"):
+    with pytest.raises(ValueError, match="zero_point: found 308 to 315"):
         quantize_weight(weight, kind="linear", bits=4, scale=scale, zero_point=zero + 300)
     model = nn.Sequential(nn.Linear(10, 6))
     plan = QuantPlan({"0": LayerPlan(bits=4, scale=(1.0,) * 5, zero_point=(0,) * 5)})

@@ -113,3 +113,26 @@ def test_explains_its_nodes(converted):
     nodes = converted.explain()["nodes"]
     assert nodes[0]["op"] == "conv2d"
     assert all(n["kernel"] for n in nodes)
+
+
+def test_what_has_no_batch_is_refused_by_name() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) + shift
+
+    class Mean(Two):
+        def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, shift).mean()
+
+    x, plan = torch.randn(4, 4), QuantPlan.uniform(Two(), 8, act_bits=None)
+    converted = convert(Two(), (x, torch.ones(4, 1)), plan, backend="program")
+    with pytest.raises(ValueError, match=r"shift: found shape \[1, 1\]; accepted is one entry"):
+        converted(x, torch.ones(1, 1))
+    with pytest.raises(ValueError, match=r"inputs: found shape \[1\]; accepted is tensors with"):
+        convert(Two(), (x, torch.ones(1)), plan, backend="program")
+    with pytest.raises(ValueError, match="one number for all images; accepted is outputs with"):
+        convert(Mean(), (x, torch.ones(4, 1)), plan, backend="program")

@@ -393,3 +393,16 @@ def test_needs_no_torch(path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "(1, 12, 5)"
+
+
+@pytest.mark.parametrize("threads", ["2", 1.5, True, 0, 1025, 10**20])
+def test_thread_counts_are_integers_in_range(path, threads):
+    with pytest.raises(ValueError, match=r"threads: found .*; accepted is an integer from 1 to"):
+        load(path, threads=threads)
+
+
+def test_content_is_bytes_and_programs_print_their_ports(path):
+    with pytest.raises(ValueError, match="data: found str; accepted is bytes"):
+        loads("content")
+    assert repr(load(path, threads=1)).startswith("Program(")
+    assert "threads=1)" in repr(load(path, threads=1))

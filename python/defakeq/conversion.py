@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from defakeq.calibrate import OBSERVERS, calibrate
 from defakeq.first_layers import round_first_layers
-from defakeq.fold import fold_batch_norm, fuse_activations, replace_module
+from defakeq.fold import call_layers, fold_batch_norm, fuse_activations, replace_module
 from defakeq.graphed import GraphedModule
 from defakeq.inputs import Batch, Inputs, as_inputs
 from defakeq.interface import Surroundings
@@ -104,6 +104,7 @@ def convert(
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
 
+    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
     acts = calibrate(converted, plan, fused, static, calibration or (), observer)

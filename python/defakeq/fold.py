@@ -11,7 +11,7 @@ import copy
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,21 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+
+
+def call_layers(model: nn.Module, layers: Collection[nn.Module]) -> None:
+    """Has torch's transformer encoders that hold one of `layers` call them.
+
+    In evaluation mode they would hand the layers' weights to one fused operator.
+    """
+    for module in model.modules():
+        if not isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
+            continue
+        if any(child is layer for child in module.modules() for layer in layers):
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0
 
 
 def _has_hooks(module: nn.Module) -> bool:

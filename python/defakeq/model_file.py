@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from defakeq.fold import Folded, replace_module
+from defakeq.fold import Folded, call_layers, replace_module
 from defakeq.graphed import GraphedModule
 from defakeq.lower import ProgramModule
 from defakeq.plan import nearest
@@ -134,6 +134,7 @@ def load(
             raise ValueError(f"network.model.folded.{name}: found {values!r}; accepted is a pair")
         replace_module(loaded, _submodule(loaded, name), Folded(str(values[0]), str(values[1])))
     _load_floats(loaded, tensors, network["layers"])
+    call_layers(loaded, quant_layers(loaded).values())
     return loaded
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from defakeq.fold import Inputs
 from defakeq.lower.capture import Captured, Node, capture, prepare
@@ -92,8 +93,14 @@ def _odd_type(node: Node, captured: Captured) -> str | None:
 
 
 def _first(inputs: Inputs) -> Inputs:
-    args, kwargs = inputs
-    return tuple(_one(a) for a in args), {name: _one(a) for name, a in kwargs.items()}
+    for x in _tensors(inputs):
+        if x.dim() == 0 or len(x) != len(_tensors(inputs)[0]):
+            raise ValueError(
+                f"inputs: found shape {list(x.shape)}; accepted is tensors with one entry for each "
+                "image of the first"
+            )
+    first: Inputs = tree_map(_one, inputs)
+    return first
 
 
 def _one(value: Any) -> Any:
@@ -101,5 +108,4 @@ def _one(value: Any) -> Any:
 
 
 def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
-    args, kwargs = inputs
-    return tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+    return tuple(a for a in tree_leaves(inputs) if isinstance(a, Tensor))

@@ -152,6 +152,11 @@ def _evaluate(program: Any) -> Captured:
                 f"model: found the output {node.name!r}, which does not depend on the inputs; "
                 "accepted is outputs that do"
             )
+        if not captured.shapes[node]:
+            raise ValueError(
+                f"model: found the output {node.name!r}, one number for all images; accepted is "
+                "outputs with a batch"
+            )
     return captured
 
 

@@ -259,6 +259,12 @@ class ProgramModule(nn.Module):
                 f"inputs: found {len(inputs)} and {sorted(named)}; accepted is "
                 f"{len(self.input_names)}: {', '.join(self.input_names)}"
             )
+        for name, x in zip(self.input_names, given, strict=True):
+            if x.dim() == 0 or x.shape[0] != given[0].shape[0]:
+                raise ValueError(
+                    f"{name}: found shape {list(x.shape)}; accepted is one entry for each image "
+                    "of the first input"
+                )
         return given
 
     def _whole(self, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:

@@ -326,10 +326,6 @@ DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, flo
   for (int i = 0; i < R * NB; ++i) _mm512_store_ps(sums + i * kBlock, acc[i / NB][i % NB]);
 }
 
-// Up to so many rows, the blocks that come next are asked for meanwhile: weights that are read once
-// an image come from beyond the second-level cache, and few rows do not hide that.
-constexpr int64_t kFewRows = 256;
-
 // kAhead: asks for the weights of the next blocks meanwhile.
 template <int R, int NB, bool kAhead = false>
 DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
