@@ -382,6 +382,33 @@ def test_int8_to_int8_everywhere(name: str) -> None:
                 assert_same(case.native(blob), expected, where)
 
 
+@pytest.mark.parametrize("zero", ["random", 0, 255])
+@pytest.mark.parametrize("size", [(150, 3, 4), (24, 8, 9), (64, 16, 7), (9, 5, 17)])
+def test_depthwise_zero_points_among_the_codes(size: tuple[int, int, int], zero: str | int) -> None:
+    channels, h, w = size
+    rng = np.random.default_rng(channels)
+    geometry: dict[str, Any] = {"groups": channels, "padding": (1, 1)}
+    widths = np.full(channels, 8)
+    weight = make_weight(rng, "conv2d", (channels, 1, 3, 3), widths, "random", "inside", **geometry)
+    (segment,) = weight.segments
+    assert segment.zero_point is not None
+    assert segment.scale is not None
+    if zero != "random":
+        segment.zero_point[::2] = zero
+    x = int8_of(rng, "extremes", (2, h, w, channels), -128, 127)
+    act, out = make_act(rng, "static", 8, "middle"), ActQuant.static(-2.0, 5.0)
+    for largest in (None, 1e6):  # with the second, results lie past int32
+        if largest is not None:
+            segment.scale[-1] = largest
+        for activation in ("none", "relu", "hardswish"):
+            case = Case(weight, act, activation, out, x, None, {})
+            expected, blob = case.expected(), case.blob()
+            with everywhere() as each:
+                for isa, threads in each():
+                    where = f"{largest}, {activation}, {isa}, {threads} threads"
+                    assert_same(case.native(blob), expected, where)
+
+
 @pytest.mark.parametrize("name", ["gemm", "gemv", "3x3", "depthwise 3x3", "first layer"])
 def test_torch_ops_return_the_same_bytes(name: str) -> None:
     case = large_case(name, 4, "static", "random", seed=11)

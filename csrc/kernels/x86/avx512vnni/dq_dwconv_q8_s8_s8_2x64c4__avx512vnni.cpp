@@ -383,14 +383,14 @@ void dw_s8(const DwS8Args& a) {
   k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
   const bool factor = a.window_factor != nullptr;
   const Variant words = factor ? words_variant<true>(a) : words_variant<false>(a);
-  const bool pairs =
+  const bool by_pairs =
       words != nullptr && a.kernel[0] == 3 && a.stride[0] == 1 && plain_int8(a) && a.out_w >= kX;
   const Variant other = factor ? other_variant<true>(a) : other_variant<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
-    k.segments = words == nullptr || k.groups > (pairs ? 1 : 2) || a.out_w < 2 * kLanes
+    k.segments = words == nullptr || k.groups > (by_pairs ? 1 : 2) || a.out_w < 2 * kLanes
                      ? 1
                      : kLanes / k.groups;
     k.out_w = (a.out_w + k.segments - 1) / k.segments;
@@ -419,7 +419,7 @@ void dw_s8(const DwS8Args& a) {
         k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
       }
     }
-    if (k.segments == 1 && pairs && row_pairs_fit(k)) {
+    if (k.segments == 1 && by_pairs && row_pairs_fit(k)) {
       row_pairs(k);
     } else {
       words != nullptr ? words(k) : other(k);

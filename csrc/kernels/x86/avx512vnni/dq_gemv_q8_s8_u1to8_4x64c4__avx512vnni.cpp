@@ -50,15 +50,72 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
   }
 }
 
+// Steps up to which sums of codes left where they lie in a byte, at most 240 * 128, fit int32.
+constexpr int64_t kInPlaceSteps = 32768;
+
+// One row of 2- or 4-bit codes: they are not shifted down, each place in a byte has its own sum.
+template <int kBits, int NB>
+DQ_INLINE void tile_in_place(const GemmS8Args& a, int64_t row, int first_block) {
+  constexpr int kPlaces = 8 / kBits;
+  __m512i acc[NB][kPlaces];
+#pragma GCC unroll 4
+  for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kPlaces; ++j) acc[b][j] = _mm512_setzero_si512();
+  }
+  const uint8_t* w = a.w + first_block * a.w_stride;
+  const int8_t* x = a.rows[row] + a.tap_offset[0];
+  for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kBits; ++i) {
+      __m512i plane[NB];
+#pragma GCC unroll 4
+      for (int b = 0; b < NB; ++b) plane[b] = _mm512_loadu_si512(w + b * a.w_stride + i * 64);
+#pragma GCC unroll 4
+      for (int j = 0; j < kPlaces; ++j) {
+        const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << kBits) - 1) << (j * kBits)));
+        int32_t four;
+        std::memcpy(&four, x + (s + kPlaces * i + j) * 4, 4);
+        const __m512i xs = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) {
+          acc[b][j] = _mm512_dpbusd_epi32(acc[b][j], _mm512_and_si512(plane[b], mask), xs);
+        }
+      }
+    }
+    w += kBits * 64;
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < NB; ++b) {
+    __m512i one[1] = {acc[b][0]};
+#pragma GCC unroll 4
+    for (int j = 1; j < kPlaces; ++j) {
+      const __m512i sum = _mm512_srai_epi32(acc[b][j], static_cast<unsigned>(j * kBits));
+      one[0] = _mm512_add_epi32(one[0], sum);
+    }
+    const __m512i done[1] = {one[0]};
+    simd::finish_acc<Vec>(a, row, first_block + b, done);
+  }
+}
+
+template <int kBits, int R, int NB>
+DQ_INLINE void any_tile(const GemmS8Args& a, int64_t row, int first_block) {
+  if constexpr (R == 1 && (kBits == 2 || kBits == 4)) {
+    if (a.steps <= kInPlaceSteps) return tile_in_place<kBits, NB>(a, row, first_block);
+  }
+  tile<kBits, R, NB>(a, row, first_block);
+}
+
 template <int kBits>
 void strips(const GemmS8Args& a) {
   int block = 0;
   for (; block + kGemvBlocks <= a.blocks; block += kGemvBlocks) {
     simd::for_tiles<kGemvRows>(
-        a.m, [&]<int R>(int64_t row) { tile<kBits, R, kGemvBlocks>(a, row, block); });
+        a.m, [&]<int R>(int64_t row) { any_tile<kBits, R, kGemvBlocks>(a, row, block); });
   }
   for (; block < a.blocks; ++block) {
-    simd::for_tiles<kGemvRows>(a.m, [&]<int R>(int64_t row) { tile<kBits, R, 1>(a, row, block); });
+    simd::for_tiles<kGemvRows>(a.m,
+                               [&]<int R>(int64_t row) { any_tile<kBits, R, 1>(a, row, block); });
   }
 }
 
