@@ -254,3 +254,19 @@ def test_calls_by_keyword_and_scripted_models_are_refused_by_name() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
     with pytest.raises(ValueError, match="model: found RecursiveScriptModule; accepted is"):
         defakeq.convert(scripted, x, plan, x)
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize(("batches", "found"), [([], "no"), (iter(()), "no"), (3, "int")])
+def test_calibration_has_batches(backend: str, batches: Any, found: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    plan = QuantPlan.uniform(model, 8)
+    with pytest.raises(ValueError, match=f"calibration: found {found}"):
+        defakeq.convert(model, torch.randn(2, 4), plan, batches, backend)
+
+
+def test_programs_need_an_image() -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    x, plan = torch.randn(0, 4), QuantPlan.uniform(model, 8)
+    with pytest.raises(ValueError, match=r"example_inputs: found shape \[0, 4\]; accepted is"):
+        defakeq.convert(model, x, plan, [torch.randn(1, 4)], backend="program")

@@ -95,8 +95,12 @@ def convert(
     drop_constants(converted, plan, inputs)
     if isinstance(calibration, (Tensor, Mapping)):
         calibration = [calibration]
+    if calibration is not None and not isinstance(calibration, Iterable):
+        found = type(calibration).__name__
+        raise ValueError(f"calibration: found {found}; accepted is batches")
     if backend == "program":
-        batches = [as_inputs("calibration", batch) for batch in calibration or [example_inputs]]
+        given = [example_inputs] if calibration is None else calibration
+        batches = [as_inputs("calibration", batch) for batch in given]
         program = lower(converted, inputs, plan, batches, observer)
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
