@@ -20,7 +20,7 @@ CMAKE_NATIVE = -G Ninja -DDEFAKEQ_TESTS=ON
 CMAKE_SANITIZED = $(CMAKE_NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: demo test wheel-test bench lint dev native-test native-asan native-ubsan native-sanitized native-bench \
-	test-arm bench-arm wheel-arm pytest format clean
+	test-arm test-arm-torch bench-arm wheel-arm pytest format clean
 
 $(VENV)/.base: pyproject.toml
 	PYTHON=$(PYTHON) tools/bootstrap.sh
@@ -85,6 +85,9 @@ native-sanitized:
 # 64-bit ARM, emulated CPU by CPU (docs/boards.md)
 test-arm: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python JOBS=$(JOBS) tools/arm/test.sh $(ARM_TESTS)
+
+test-arm-torch: $(VENV)/.built
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python JOBS=$(JOBS) tools/arm/test_torch.sh
 
 wheel-arm: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python tools/arm/wheel.sh

@@ -173,6 +173,9 @@ class CMakeBuild(build_ext):
         return {}
 
 
+# Weights that only torch runs: a wheel without the torch ops leaves them out.
+WITHOUT_TORCH = ["*.safetensors"] if os.environ.get("DEFAKEQ_TORCH") == "off" else []
+
 setup(
     version=read_version(),
     packages=find_packages(include=["defakeq_kernels", "defakeq_kernels.*"])
@@ -191,6 +194,7 @@ setup(
             "**/*.txt",
         ],
     },
+    exclude_package_data={"": WITHOUT_TORCH},
     ext_modules=[CMakeExtension("defakeq_kernels._core")],
     cmdclass={"build_ext": CMakeBuild},
 )

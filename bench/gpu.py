@@ -1,11 +1,13 @@
 """The GPU kernels beside other libraries, on the machine at hand.
 
-    python bench/gpu.py [--json FILE] [--only gemv,matmul,conv,detector,pruned] [--quick]
+    python bench/gpu.py [--json FILE] [--only gemv,conv,resnet34] [--quick] [--seconds 450]
 
 Times are medians of CUDA graph replays by CUDA events; a graph holds several calls on different
-inputs and weights, together larger than the second-level cache. Peers that are not installed, and
-those that fail, are listed with the reason. Results with device and versions go to FILE, by default
-bench/results/gpu-<device>.json. Exit code 1: a bar is missed; 2: no CUDA device.
+inputs and weights, together larger than the second-level cache. Each part runs in a process of its
+own: first all at once, which only compiles, then one after the other. What is not installed, fails
+or takes too long is listed with the reason. Results with device and versions go to FILE after each
+part, by default bench/results/gpu-<device>.json. Exit code 1: a bar is missed or not measured; 2:
+no CUDA device.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from defakeq import QuantPlan, convert, networks
+from defakeq import QuantPlan, convert, load, networks, save
 from defakeq.prunable import half_plan
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
 
@@ -61,31 +71,65 @@ def replayed(calls: Sequence[Call], repeats: int) -> float:
     return statistics.median(times[3:])
 
 
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"no result within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Rows:
     """Results, and how they compare with the bars."""
 
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
+    def __init__(self, repeats: int, limit: int, warm: bool, path: Path) -> None:
+        self.repeats, self.limit, self.warm, self.path = repeats, limit, warm, path
         self.rows: list[dict[str, Any]] = []
         self.bars: list[dict[str, Any]] = []
 
+    def keep(self) -> None:
+        """Writes what there is: a process that is stopped loses nothing."""
+        write(self.path, {"rows": self.rows, "bars": self.bars})
+
     def measure(self, work: str, engine: str, make: Callable[[], Sequence[Call]]) -> float | None:
+        """Median seconds of a call; None when it failed or took too long to make."""
+        own = engine == "defakeq"
+        if self.warm:
+            if own:
+                with torch.no_grad():
+                    make()[0]()
+            return None
+        seconds: float | None = None
+        reason = None
         try:
-            seconds: float | None = replayed(make(), self.repeats)
-            reason = None
+            with at_most(4 * self.limit if own else self.limit):
+                calls = make()
+                seconds = replayed(calls, self.repeats)
         except Exception as error:  # a peer may fail in any way; the reason is kept
-            if engine == "defakeq":
-                raise
-            seconds, reason = None, f"{type(error).__name__}: {error}"[:200]
+            reason = f"{type(error).__name__}: {error}"[:200]
+            if own:
+                traceback.print_exc()
         torch.cuda.empty_cache()
         self.rows.append({"work": work, "engine": engine, "seconds": seconds, "reason": reason})
+        self.keep()
         text = f"{seconds * 1e6:10.1f} us" if seconds else f"not measured ({reason})"
         print(f"{work:44} {engine:18} {text}", flush=True)
         return seconds
 
     def bar(self, name: str, value: float | None, wanted: float, at_least: bool = True) -> None:
+        if self.warm:
+            return
         met = value is not None and (value >= wanted if at_least else value <= wanted)
         self.bars.append({"bar": name, "value": value, "wanted": wanted, "met": met})
+        self.keep()
         sign = ">=" if at_least else "<="
         shown = "not measured" if value is None else f"{value:.3f}"
         state = "met" if met else "MISSED" if value is not None else "absent"
@@ -103,9 +147,29 @@ def over(slower: float | None, faster: float | None) -> float | None:
     return None if slower is None or faster is None else slower / faster
 
 
-def linears(n: int, k: int, count: int, **options: Any) -> list[Callable[[Any], Any]]:
-    """One layer `count` times in memory, packed once."""
-    layer = QuantLinear.from_float(nn.Linear(k, n), **options).cuda()
+def large(n: int, k: int, **options: Any) -> QuantLinear:
+    """A layer whose outputs repeat 64 different ones: quantizing is slow, values do not matter."""
+    some = QuantLinear.from_float(nn.Linear(k, 64), **options)
+    weight = some.packed_weight()
+
+    def repeated(t: Any) -> Any:
+        return None if t is None else np.tile(t, (n // 64, *([1] * (t.ndim - 1))))
+
+    segment = weight.segments[0]
+    segment = replace(
+        segment,
+        codes=repeated(segment.codes),
+        scale=repeated(segment.scale),
+        zero_point=repeated(segment.zero_point),
+        out_index=np.arange(n, dtype=np.int32),
+    )
+    weight = replace(weight, shape=(n, k), segments=(segment,), bias=repeated(weight.bias))
+    return QuantLinear(weight, act=some.act)
+
+
+def linears(layer: QuantLinear, count: int) -> list[Callable[[Any], Any]]:
+    """One layer on the device, `count` times in its memory."""
+    n = layer.out_features
     copies = [layer.packed, *(layer.packed.clone() for _ in range(count - 1))]
     return [lambda x, p=p: torch.ops.defakeq.linear(x, p, n, False) for p in copies]
 
@@ -118,15 +182,16 @@ def copy_bandwidth() -> float:
 
 
 def gemv(rows: Rows, quick: bool) -> None:
-    bandwidth = copy_bandwidth()
+    bandwidth = 1.0 if rows.warm else copy_bandwidth()
     for size, bar in ((4096, 2.0), (16384, 3.0)):
+        layer = large(size, size, bits=4, group_size=128).cuda()
         for m in (1,) if quick else (1, 2, 4, 8, 16):
             work = f"w4a16 {m}x{size}x{size}"
             count = sets_of(size * size // 2)
             xs = [torch.randn(m, size, device="cuda").half() for _ in range(count)]
 
-            def ours(count: int = count, size: int = size, xs: Any = xs) -> list[Call]:
-                layers = linears(size, size, count, bits=4, group_size=128)
+            def ours(count: int = count, layer: Any = layer, xs: Any = xs) -> list[Call]:
+                layers = linears(layer, count)
                 return [lambda q=q, x=x: q(x) for q, x in zip(layers, xs, strict=True)]
 
             def dense(size: int = size, m: int = m) -> list[Call]:
@@ -151,9 +216,11 @@ def gemv(rows: Rows, quick: bool) -> None:
             def torchao(size: int = size, m: int = m, count: int = count) -> list[Call]:
                 from torchao.quantization import Int4WeightOnlyConfig, quantize_
 
+                tiled = "tile_packed_to_4d"
+
                 made = [nn.Linear(size, size, device="cuda").bfloat16() for _ in range(count)]
                 for layer in made:
-                    quantize_(layer, Int4WeightOnlyConfig(group_size=128))
+                    quantize_(layer, Int4WeightOnlyConfig(128, int4_packing_format=tiled))
                 x = torch.randn(m, size, device="cuda").bfloat16()
                 return [lambda d=d: d(x) for d in made]
 
@@ -165,7 +232,8 @@ def gemv(rows: Rows, quick: bool) -> None:
             rows.bar(f"{work} over gemlite", over(other, t), 1.1)
             rows.measure(work, "torchao int4", torchao)
             if size == 16384 and t is not None:
-                read = size * size / 2 + size * size / 128 * 4
+                # codes, and a scale and a zero point for 128 of them
+                read = size * size / 2 + size * size / 128 * 8
                 rows.bar(f"{work} of copy bandwidth", read / t / bandwidth, 0.75)
 
 
@@ -189,8 +257,8 @@ def matmul(rows: Rows, quick: bool) -> None:
             for bits in (8, 4):
 
                 def ours(bits: int = bits, size: int = size, x: Any = x) -> list[Call]:
-                    options = {"bits": bits, "symmetric": True, "act": STATIC}
-                    return [lambda q=q: q(x) for q in linears(size, size, 4, **options)]
+                    layer = large(size, size, bits=bits, symmetric=True, act=STATIC).cuda()
+                    return [lambda q=q: q(x) for q in linears(layer, 4)]
 
                 t = rows.measure(f"w{bits}a8 {shape}", "defakeq", ours)
                 rows.bar(f"w{bits}a8 {shape} over torch fp16", over(fp16, t), 1.4)
@@ -227,35 +295,49 @@ def convolutions(rows: Rows, quick: bool) -> None:
     rows.bar("int8 convolutions over cuDNN fp16, geometric mean", mean, 1.3)
 
 
-def detectors(rows: Rows, quick: bool) -> None:
-    for name in DETECTORS[:1] if quick else DETECTORS:
-        model = networks.build(name)
-        side = model.input_size[-1]
-        example = networks.images(1, side)
-        samples = networks.images(4, side)
-        plans = {"4": QuantPlan.uniform(model, 4, act_bits=8), "half": half_plan(model, example)}
-        programs = {
-            text: convert(model, example, plan, samples, backend="program", device="cuda")
-            for text, plan in plans.items()
+def detector(rows: Rows, quick: bool, name: str, folder: Path) -> None:
+    model = networks.build(name)
+    side = model.input_size[-1]
+    plans = {"4": 1.5, "half": 2.0}
+    programs = {plan: converted(model, name, plan, folder).cuda() for plan in plans}
+    for batch in (1,) if quick else (1, 32):
+        x = networks.images(batch, side).cuda()
+        work = f"{name} batch {batch}"
+        times = {
+            plan: rows.measure(f"{work} plan {plan}", "defakeq", lambda p=p, x=x: [lambda: p(x)])
+            for plan, p in programs.items()
         }
-        for batch in (1,) if quick else (1, 32):
-            x = networks.images(batch, side).cuda()
+        if rows.warm:
+            continue
 
-            def compiled(model: Any = model, x: Any = x) -> list[Call]:
-                half = model.half().cuda().to(memory_format=torch.channels_last)
-                fast = torch.compile(half, mode="max-autotune-no-cudagraphs")
-                h = x.half().to(memory_format=torch.channels_last)
-                return [lambda: fast(h)]
+        def half(x: Any = x) -> tuple[Any, Any]:
+            made = networks.build(name).half().cuda().to(memory_format=torch.channels_last)
+            return made, x.half().to(memory_format=torch.channels_last)
 
-            work = f"{name} batch {batch}"
-            other = rows.measure(work, "torch.compile fp16", compiled)
-            model.float().cpu()
-            for text, bar in (("4", 1.5), ("half", 2.0)):
-                program = programs[text]
-                t = rows.measure(
-                    f"{work} plan {text}", "defakeq", lambda p=program, x=x: [lambda: p(x)]
-                )
-                rows.bar(f"{work} plan {text} over torch.compile", over(other, t), bar)
+        def eager(half: Any = half) -> list[Call]:
+            made, h = half()
+            return [lambda: made(h)]
+
+        def compiled(half: Any = half) -> list[Call]:
+            made, h = half()
+            fast = torch.compile(made, mode="max-autotune-no-cudagraphs")
+            return [lambda: fast(h)]
+
+        rows.measure(work, "torch fp16", eager)
+        other = rows.measure(work, "torch.compile fp16", compiled)
+        for plan, bar in plans.items():
+            rows.bar(f"{work} plan {plan} over torch.compile", over(other, times[plan]), bar)
+
+
+def converted(model: Any, name: str, plan: str, folder: Path) -> Any:
+    """The program of a plan, from `folder` where it is kept."""
+    path = folder / f"{name}-{plan}.dfq"
+    if not path.exists():
+        side = model.input_size[-1]
+        example, samples = networks.images(1, side), networks.images(2, side)
+        made = QuantPlan.uniform(model, 4, act_bits=8) if plan == "4" else half_plan(model, example)
+        save(convert(model, example, made, samples, backend="program"), path)
+    return load(path)
 
 
 def pruned(rows: Rows, quick: bool) -> None:
@@ -288,13 +370,13 @@ def compare(rows: Rows, work: str, make: Callable[[], nn.Module], shape: tuple[i
     rows.bar(f"{work} pruned, part of the dense time", over(few, dense), 0.35, at_least=False)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[Rows, bool], None]] = {
     "gemv": gemv,
     "matmul": matmul,
     "conv": convolutions,
-    "detector": detectors,
     "pruned": pruned,
 }
+NAMES = (*PARTS, *DETECTORS)
 
 
 def machine() -> dict[str, Any]:
@@ -308,31 +390,89 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def one_part(name: str, arguments: argparse.Namespace, warm: bool) -> None:
+    """Measures a part and writes its rows, in this process."""
+    torch.manual_seed(0)
+    repeats = 10 if arguments.quick else 50
+    rows = Rows(repeats, max(10, arguments.seconds // 8), warm, arguments.json)
+    if name in PARTS:
+        PARTS[name](rows, arguments.quick)
+    else:
+        detector(rows, arguments.quick, name, arguments.folder)
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def started(name: str, arguments: argparse.Namespace, *more: str) -> subprocess.Popen[bytes]:
+    """A process that does one part."""
+    quick = ["--quick"] if arguments.quick else []
+    file = arguments.folder / f"{name}.json"
+    command = [sys.executable, __file__, "--part", name, "--folder", str(arguments.folder)]
+    command += ["--json", str(file), "--seconds", str(arguments.seconds), *quick, *more]
+    return subprocess.Popen(command)
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Its exit code; None when it was stopped."""
+    try:
+        return process.wait(max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="few shapes and repeats")
+    parser.add_argument("--seconds", type=int, default=450, help="for everything together")
+    parser.add_argument("--part", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     for name in chosen:
-        if name not in PARTS:
-            parser.error(f"--only: found {name!r}; accepted is {', '.join(PARTS)}")
+        if name not in NAMES:
+            parser.error(f"--only: found {name!r}; accepted is {', '.join(NAMES)}")
     if not torch.cuda.is_available():
         print("bench/gpu.py: found no CUDA device; nothing was measured", file=sys.stderr)
         return 2
-    torch.manual_seed(0)
-    rows = Rows(10 if arguments.quick else 50)
-    for name in chosen:
-        PARTS[name](rows, arguments.quick)
+    if arguments.part:
+        one_part(arguments.part, arguments, arguments.warm)
+        return 0
+    end = time.monotonic() + arguments.seconds
     about = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     path = arguments.json or Path(__file__).parent / "results" / f"gpu-{slug}.json"
-    temporary = path.with_suffix(".tmp")
-    document = {"machine": about, "rows": rows.rows, "bars": rows.bars}
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(temporary, path)
-    return 0 if all(bar["met"] for bar in rows.bars) else 1
+    found: dict[str, Any] = {"machine": about, "rows": [], "bars": [], "stopped": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.folder = Path(folder)
+        warm = [started(name, arguments, "--warm") for name in chosen]
+        stop = time.monotonic() + arguments.seconds / 3
+        for process in warm:
+            ended(process, stop - time.monotonic())
+        for i, name in enumerate(chosen):
+            left = end - time.monotonic()
+            # twice an even share of what is left, so that a slow part does not take it all
+            share = left if i == len(chosen) - 1 else min(left, 2 * left / (len(chosen) - i))
+            file = arguments.folder / f"{name}.json"
+            file.unlink(missing_ok=True)
+            code = ended(started(name, arguments), share) if left > 5 else None
+            if code != 0:
+                found["stopped"][name] = "no time left" if code is None else f"exit code {code}"
+                print(f"{name}: {found['stopped'][name]}", file=sys.stderr)
+            if file.exists():
+                part = json.loads(file.read_text())
+                found["rows"] += part["rows"]
+                found["bars"] += part["bars"]
+            write(path, found)
+    return 0 if not found["stopped"] and all(bar["met"] for bar in found["bars"]) else 1
 
 
 if __name__ == "__main__":

@@ -469,6 +469,21 @@ def test_a_file_with_its_nodes(tmp_path, monkeypatch):
     assert "network: found" in absent.output
 
 
+def test_a_pruned_peer_keeps_the_channels_and_nothing_else_of_a_plan(tmp_path):
+    from torch import nn
+
+    from defakeq.bench.engines import OpenvinoPruned
+    from defakeq.plan import LayerPlan, QuantPlan
+
+    layer = LayerPlan(bits=4, keep_out=range(8), keep_in=range(4), half_out=[0, 1], half_in=[2])
+    (tmp_path / "plan.json").write_text(QuantPlan({"conv": layer}).to_json())
+    engine = OpenvinoPruned(str(tmp_path / "plan.json"))
+    assert (engine.bits, engine.plan) == (8, "plan")
+    made = engine._ours._quant_plan(nn.Sequential(), None)
+    kept = LayerPlan(bits=8, keep_out=range(8), keep_in=range(4), symmetric=True)
+    assert made.layers == {"conv": kept}
+
+
 def test_an_artefact_is_made_anew_when_its_source_changes(tmp_path, monkeypatch):
     from defakeq.bench import engine as module
     from defakeq.bench.engines import Defakeq, Openvino

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,6 +14,7 @@ from small_model import Small, folded_names, settled, small_inputs  # noqa: E402
 from torch import nn  # noqa: E402
 
 import defakeq  # noqa: E402
+from defakeq import conversion  # noqa: E402
 from defakeq.calibrate import RangeObserver  # noqa: E402
 from defakeq.fold import Folded  # noqa: E402
 from defakeq.plan import LayerPlan, QuantPlan  # noqa: E402
@@ -270,3 +272,55 @@ def test_programs_need_an_image() -> None:
     x, plan = torch.randn(0, 4), QuantPlan.uniform(model, 8)
     with pytest.raises(ValueError, match=r"example_inputs: found shape \[0, 4\]; accepted is"):
         defakeq.convert(model, x, plan, [torch.randn(1, 4)], backend="program")
+
+
+@pytest.mark.parametrize(
+    ("levels", "slope", "start"),
+    [
+        (np.arange(256), 1 / 255, 0.0),
+        (np.arange(256), 2 / 255, -1.0),
+        (np.arange(3, 240), 2 / 255, -1.0),
+        (np.arange(256), 1 / 255 / 0.229, -0.485 / 0.229),
+    ],
+)
+@pytest.mark.parametrize("method", ["mse", "minmax"])
+def test_every_level_of_a_picture_keeps_its_code(levels, slope, start, method):
+    x = (levels * np.float32(slope) + np.float32(start)).astype(np.float32)
+    observer = RangeObserver()
+    for part in torch.from_numpy(x).split(100):
+        observer.update(part)
+    act = observer.quantization(8, method)
+    codes = act.quantize(x).astype(int)
+    steps = np.diff(codes)
+    middle = np.abs(x[1:] + x[:-1]) < 1e-6  # the two around zero may meet
+    assert set(steps[~middle]) == {1}
+    assert set(steps[middle]) <= {0, 1}
+    assert act.dequantize(np.int8(act.zero_point)) == 0
+
+
+def test_other_values_have_no_levels():
+    rng = np.random.default_rng(0)
+    for x in (rng.random(5000), np.arange(20) / 20, np.arange(300) / 299, rng.random(100) ** 2):
+        observer = RangeObserver()
+        observer.update(torch.from_numpy(x.astype(np.float32)))
+        assert observer._lattice.quantization() is None
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+def test_first_layers_are_rounded_for_pictures(backend, monkeypatch):
+    rng = np.random.default_rng(1)
+    smooth = rng.integers(0, 256, (8, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
+    pixels = np.clip(smooth + rng.integers(-2, 3, smooth.shape), 0, 255)
+    x = torch.from_numpy((pixels / 127.5 - 1).astype(np.float32))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    with torch.no_grad():  # a high-pass layer
+        model[0].weight -= model[0].weight.mean((2, 3), keepdim=True)
+    plan = QuantPlan.uniform(model[:1], 8)
+    error = []
+    for _ in range(2):
+        converted = conversion.convert(model, x[:1], plan, [x], backend=backend)
+        with torch.no_grad():
+            error.append(float((converted(x) - model(x)).norm() / model(x).norm()))
+        monkeypatch.setattr(conversion, "round_first_layers", lambda model, plan, batches: plan)
+    assert error[0] < 0.6 * error[1], error

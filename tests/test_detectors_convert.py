@@ -20,13 +20,12 @@ from defakeq.conversion import convert, load, save  # noqa: E402
 from defakeq.data import open_dataset  # noqa: E402
 from defakeq.data.generate import Options, generate  # noqa: E402
 from defakeq.detectors.f3net import FadHead  # noqa: E402
+from defakeq.detectors.spsl import PhasePicture, phase_picture  # noqa: E402
 from defakeq.detectors.wavelet_clip import WaveletClip  # noqa: E402
 from defakeq.interface import Interface  # noqa: E402
 from defakeq.lower import ProgramModule  # noqa: E402
 from defakeq.plan import QuantPlan  # noqa: E402
 
-# What torch runs of a program; everything else is lowered.
-FALLBACKS = {"spsl": {"fft_fft2", "angle", "mul", "exp", "fft_ifft2", "view_as_real"}}
 QUICK = ("meso4", "npr", "deit_tiny")
 
 
@@ -65,10 +64,6 @@ def _inputs(model, pictures, count):
     return torch.stack([model.preprocess(image) for image in chosen])
 
 
-def _kinds(program):
-    return {found["target"].split(".")[1] for found in program.explain()["fallbacks"]}
-
-
 def _check(name, backend, pictures, count, calibration):
     model = _spread(name)
     x = _inputs(model, pictures, count)
@@ -84,7 +79,7 @@ def _check(name, backend, pictures, count, calibration):
     image = pictures[0]
     assert torch.equal(converted.preprocess(image), model.preprocess(image))
     if backend == "program":
-        assert _kinds(converted) == FALLBACKS.get(name, set())
+        assert not converted.fallbacks
     return model, converted, x
 
 
@@ -93,11 +88,10 @@ def _check(name, backend, pictures, count, calibration):
 def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
     model, converted, x = _check(name, backend, pictures, 4, 8)
     same = [copy.deepcopy(converted)]
-    if backend == "modules" or not converted.fallbacks:
-        path = tmp_path / "detector.dfq"
-        save(converted, path)
-        unnamed = backend == "modules" and name not in detectors.names()
-        same.append(load(path, model if unnamed else None))
+    path = tmp_path / "detector.dfq"
+    save(converted, path)
+    unnamed = backend == "modules" and name not in detectors.names()
+    same.append(load(path, model if unnamed else None))
     for other in same:
         assert torch.equal(other.score(x[:2]), converted.score(x[:2]))
         assert torch.equal(other.preprocess(pictures[1]), model.preprocess(pictures[1]))
@@ -265,3 +259,42 @@ def test_frequencies_are_not_rounded_to_eight_bits(pictures):
     with torch.no_grad():
         exact, found = model(x), converted(x)
     assert (found - exact).norm() <= 0.03 * exact.norm()
+
+
+class _PhaseBranch(nn.Module):
+    """The first layer of SPSL on pictures of 64 x 64."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases = PhasePicture(64)
+        self.conv = nn.Conv2d(4, 8, 3, 2)
+        with torch.no_grad():
+            self.conv.weight[:, 3] *= 20
+
+    def forward(self, x):
+        return self.conv(torch.cat([x, self.phases(x)], 1))
+
+
+def test_phases_need_no_fourier_transform_of_torch(pictures):
+    x = torch.stack([Interface(64).preprocess(image) for image in pictures[:3]])
+    model = PhasePicture(64).eval()
+    exact = phase_picture(x)
+    assert torch.equal(model(x), exact)
+    torch.testing.assert_close(model.by_matrices(x), exact, atol=1e-5, rtol=0)
+    program = convert(model, x[:1], QuantPlan({}), [x], backend="program")
+    assert not program.fallbacks
+    torch.testing.assert_close(program(x), exact, atol=1e-3 * float(exact.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["modules", "program"])
+def test_phases_are_not_lost_beside_the_picture(backend, pictures):
+    assert detectors.build("spsl").float_inputs == {"backbone.conv1": (3,)}
+    x = torch.stack([Interface(64).preprocess(image) for image in pictures[:6]])
+    torch.manual_seed(0)
+    model = _PhaseBranch().eval()
+    error = []
+    for model.float_inputs in ({}, {"conv": (3,)}):
+        converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend=backend)
+        with torch.no_grad():
+            error.append(float((converted(x) - model(x)).norm() / model(x).norm()))
+    assert error[1] < 0.015 < error[0], error

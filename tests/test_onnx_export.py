@@ -9,7 +9,7 @@ from defakeq_kernels.quantize import ActQuant, int8_out, quantize_weight
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from defakeq.onnx_export import export, run_onnxruntime, run_openvino
+from defakeq.onnx_export import check, export, run_onnxruntime, run_openvino
 
 Q = [ActQuant("static", s, z) for s, z in ((0.03, 5), (0.05, -20), (0.04, 3), (0.06, 0))]
 
@@ -102,6 +102,20 @@ def test_a_residual_conv_net_agrees_with_the_reference(tmp_path, weights, activa
         steps = np.abs(found - expected) / Q[2].scale
         assert steps.max() < 3.01, run.__name__
         assert np.mean(steps) < 0.1, run.__name__
+
+
+@pytest.mark.parametrize(("ins", "groups"), [(1, 8), (4, 2)])
+def test_grouped_convolutions_of_mixed_widths_agree_with_the_reference(tmp_path, ins, groups):
+    b = Build()
+    x, y = b.add([8, 8, 8], Q[0]), b.add([8, 8, 8], Q[1])
+    bits = [4, 4, 16, 4, 8, 4, 4, 16]
+    b.layer("conv", (8, ins, 3, 3), Q[0], Q[1], bits=bits, padding=1, groups=groups)
+    b.node("conv2d", [x], y, layer="conv")
+    b.write(tmp_path / "net.dfq", [x], [y])
+    export(tmp_path / "net.dfq", tmp_path / "net.onnx")
+    found = check(tmp_path / "net.onnx", tmp_path / "net.dfq")
+    assert found
+    assert max(found.values()) < 1.01, found
 
 
 def test_a_node_without_onnx_form_is_named(tmp_path):

@@ -20,7 +20,9 @@ pytestmark = [
 sys.path.insert(0, str(Path(__file__).parent / "triton"))
 from interpreted import *  # noqa: E402, F403  the same checks, compiled
 from interpreted import check, conv, linear  # noqa: E402
+from interpreted_program import *  # noqa: E402, F403
 
+from defakeq import QuantPlan, convert, networks  # noqa: E402
 from defakeq.graphed import GraphedModule  # noqa: E402
 from defakeq_kernels.nn import ActQuant, QuantConv2d  # noqa: E402
 from defakeq_kernels.triton.bounds import error_bound  # noqa: E402
@@ -102,6 +104,29 @@ def test_graphs_are_captured_once_a_shape_and_results_stay() -> None:
     assert len(graphed._captured) == 2
     with pytest.raises(ValueError, match="input 0: found a tensor on cpu"):
         graphed(images(1))
+
+
+@torch.no_grad()
+def test_a_whole_network_is_captured() -> None:
+    model = networks.build("resnet34")
+    x = networks.images(3, 64)
+    plan = QuantPlan.uniform(model, 4, act_bits=8)
+    wanted = convert(model, x[:1], plan, x, backend="program")(x)
+    graphed = convert(model, x[:1], plan, x, backend="program", device="cuda", cuda_graph=True)
+    first = graphed(x.cuda())
+    assert torch.equal(graphed(x.cuda()), first)
+    assert torch.equal(graphed.model(x.cuda()), first)
+    assert torch.equal(first.cpu(), wanted)  # no step of it is a float function of torch's
+
+
+@torch.no_grad()
+def test_many_rows_fit_the_grid() -> None:
+    layer = linear(8, 32, bits=4, act=STATIC)
+    x = torch.randint(-128, 128, (3_000_000, 32), dtype=torch.int8)
+    x[-2:] = x[:2]
+    y = layer.cuda()(x.cuda())
+    assert torch.equal(y[-2:], y[:2])
+    assert torch.equal(y[:2].cpu(), copy.deepcopy(layer).cpu()(x[:2]))
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     python bench/accuracy/compare.py --sizes 0.1 --methods default paper nearest --seeds 0 --out DIR
 
 Every detector is trained on one forgery family and scored on all five. Each finished cell is one
-JSON file in DIR/cells, so that a killed run continues; ``table.txt``, ``results.json`` and
-``plot.png`` are made from them.
+JSON file in DIR/cells, so that a killed run continues; ``accuracy.txt``, ``accuracy.json`` and
+``accuracy.png`` are made from them after every cell, or by ``--collect`` alone.
 """
 
 from __future__ import annotations
@@ -217,6 +217,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     os.replace(part, path)
 
 
+def publish(folder: Path, into: Path) -> str:
+    """Writes what all finished cells in `folder` say, and returns the table."""
+    rows = collect(folder)
+    text = table(rows)
+    command = "python " + shlex.join(sys.argv)
+    about = {"command": command, "torch": torch.__version__, "machine": platform.machine()}
+    into.mkdir(parents=True, exist_ok=True)
+    write_whole(
+        into / "accuracy.json", (json.dumps({**about, "rows": rows}, indent=1) + "\n").encode()
+    )
+    write_whole(into / "accuracy.txt", f"$ {command}\n\n{text}".encode())
+    if any(row["method"] != "float" for row in rows):
+        plot(rows, into / "accuracy.png")
+    return text
+
+
 def main() -> None:
     """Fills the missing cells, then makes the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -228,7 +244,13 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=100, help="of the test split")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--collect", action="store_true", help="run nothing: write what is there")
+    parser.add_argument("--results", type=Path, help="folder of the table and plot; default: OUT")
     arguments = parser.parse_args()
+    into = arguments.results or arguments.out
+    if arguments.collect:
+        print(publish(arguments.out, into))
+        return
     for method in arguments.methods:
         if method not in methods():
             parser.error(f"method {method!r}: accepted is one of {', '.join(methods())}")
@@ -262,18 +284,8 @@ def main() -> None:
         write_whole(path, (json.dumps(row, indent=1) + "\n").encode())
         print(json.dumps({k: row[k] for k in ("detector", "method", "size", "seed")}), end=" ")
         print(row.get("error") or f"{100 * row['mean']:.2f} {row['bytes']}", flush=True)
-    rows = collect(arguments.out)
-    text = table(rows)
-    command = "python " + shlex.join(sys.argv)
-    about = {"command": command, "torch": torch.__version__, "machine": platform.machine()}
-    write_whole(
-        arguments.out / "results.json",
-        (json.dumps({**about, "rows": rows}, indent=1) + "\n").encode(),
-    )
-    write_whole(arguments.out / "table.txt", f"$ {command}\n\n{text}".encode())
-    if any(row["method"] != "float" for row in rows):
-        plot(rows, arguments.out / "plot.png")
-    print(text)
+        publish(arguments.out, into)
+    print(publish(arguments.out, into))
 
 
 if __name__ == "__main__":

@@ -76,8 +76,12 @@ struct GemmS8Args {
 // with chain_from_bias the chain starts at the bias and y = f.
 struct GemmF32Args {
   const float* const* rows;
+  // Where the table says that gemm_f32 reads bytes: x - zero_point of these is read instead of
+  // rows; or null. Never with chain_from_bias.
+  const int8_t* const* bytes;
+  int32_t zero_point;
   int64_t m;
-  const int64_t* tap_offset;  // in floats
+  const int64_t* tap_offset;  // in elements
   int taps;
   int64_t length;  // floats a tap
   int blocks;
@@ -170,6 +174,7 @@ struct KernelTable {
   bool fuses_half_inputs;  // whether gemm_s8 reads half_rows
   void (*gemv_s8)(const GemmS8Args&);
   void (*gemm_f32)(const GemmF32Args&);
+  bool f32_reads_bytes;  // whether gemm_f32 reads `bytes`
   void (*dw_s8)(const DwS8Args&);
   size_t (*dw_s8_scratch)(const DwS8Args&);
   void (*dw_f32)(const DwF32Args&);

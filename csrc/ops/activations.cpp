@@ -38,7 +38,9 @@ Activations::Activations(const PackedLayer& layer, const KernelTable& kernels, c
   width_ = images.w + 2 * pad_x_;
   height_ = images.h + 2 * pad_y_;
   make_int8_ = layer.act_mode != ActMode::kNone;
-  make_float_ = layer.needs_float_rows != 0;
+  const bool bytes_serve =
+      make_int8_ && kernels.f32_reads_bytes && layer.strategy != Strategy::kDepthwise;
+  make_float_ = layer.needs_float_rows != 0 && !bytes_serve;
   const bool rearranged = layer.gathers() || pad_x_ > 0 || pad_y_ > 0;
   const bool whole_steps = layer.tap_length % read_multiple == 0;
   // the float32 copy is made from whole int8 rows

@@ -32,6 +32,8 @@ class Activations {
   const int8_t* int8_base() const { return int8_; }
   const float* float_base() const { return float_; }
   const float* half_base() const { return half_; }
+  // Whether there are any of the second kind.
+  bool makes_float() const { return make_float_; }
   int64_t pixel_pitch() const { return pitch_; }
   int64_t width() const { return width_; }
   int64_t height() const { return height_; }

@@ -306,7 +306,12 @@ void Product::float_strip(int64_t task, const Strip& strip, int64_t row0, int64_
   const int64_t reduction = layer_.taps * layer_.tap_length;
   float* sums = sums_ + task * sums_floats_;
   GemmF32Args a{};
-  a.rows = rows_.floats + row0;
+  if (activations_.makes_float()) {
+    a.rows = rows_.floats + row0;
+  } else {
+    a.bytes = rows_.bytes + row0;
+    a.zero_point = layer_.act.zero_point;
+  }
   a.m = row1 - row0;
   a.tap_offset = rows_.taps_of(b.group);
   a.taps = layer_.taps;

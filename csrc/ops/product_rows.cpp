@@ -10,7 +10,7 @@ void ProductRows::place(Arena& arena, int64_t chunk, int tasks) {
   tap_offset_ = arena.take<int64_t>(int64_t{layer_.taps} * layer_.groups);
   piece_offset = arena.take<int64_t>(layer_.pieces);
   if (!weight_only) bytes = arena.take<const int8_t*>(rows);
-  if (layer_.needs_float_rows) floats = arena.take<const float*>(rows);
+  if (activations_.makes_float()) floats = arena.take<const float*>(rows);
   if (layer_.half_inputs > 0) {
     halves = arena.take<const float*>(rows);
     half_tap_offset = arena.take<int64_t>(layer_.taps);
@@ -54,6 +54,16 @@ void ProductRows::find(int64_t begin, int64_t end) {
   const float* float_base = activations_.float_base();
   const float* half_base = activations_.half_base();
   const float* image_scale = activations_.image_scale();
+  if (scales_ == nullptr && layer_.stride[0] == 1 && layer_.stride[1] == 1 &&
+      images_.out_h == height && images_.out_w == width) {
+    // a row is a pixel
+    for (int64_t r = begin; bytes != nullptr && r < end; ++r) bytes[r] = int8_base + r * pitch;
+    for (int64_t r = begin; floats != nullptr && r < end; ++r) floats[r] = float_base + r * pitch;
+    for (int64_t r = begin; halves != nullptr && r < end; ++r) {
+      halves[r] = half_base + r * layer_.half_inputs;
+    }
+    return;
+  }
   const int64_t per_image = images_.out_h * images_.out_w;
   int64_t n = begin / per_image, x = begin % images_.out_w;
   int64_t y = begin % per_image / images_.out_w;

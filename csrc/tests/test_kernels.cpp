@@ -287,9 +287,42 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   a.post = e.post;
   a.out_stride = e.out_stride;
 
+  // half-precision inputs, which the reference takes as a bias a row
+  GemmS8Args reference = a;
+  GemmF32Args chain{};
+  Rows<float> half;
+  std::vector<float> half_w, sums;
+  if (!gemv && isa.fuses_half_inputs && random.once_in(2)) {
+    a.half_length = random.between(1, 20);
+    a.half_w_stride = a.taps * a.half_length * kBlock;
+    half = random_rows<float>(random, a.m, a.taps, a.half_length,
+                              [&](int64_t count) { return random.floats(count, 10.0f); });
+    half_w = random.floats(a.blocks * a.half_w_stride, 10.0f);
+    sums.resize(static_cast<size_t>(a.m * lanes));
+    a.half_rows = chain.rows = half.pointers.data();
+    a.half_tap_offset = chain.tap_offset = half.tap_offset.data();
+    a.half_w = chain.w = half_w.data();
+    chain.m = a.m;
+    chain.taps = a.taps;
+    chain.length = a.half_length;
+    chain.blocks = a.blocks;
+    chain.w_stride = a.half_w_stride;
+    chain.chain_from_bias = true;
+    chain.bias = a.bias;
+    chain.row_bias = a.row_bias;
+    chain.row_bias_stride = a.row_bias_stride;
+    chain.out = sums.data();
+    chain.out_stride = lanes;
+    chain.n = static_cast<int>(lanes);
+    chain.last_lanes = kBlock;
+    scalar.gemm_f32(chain);
+    reference.row_bias = sums.data();
+    reference.row_bias_stride = lanes;
+  }
+
   std::vector<uint8_t> expected = untouched(e.out_bytes), found = expected;
-  a.out = expected.data();
-  (gemv ? scalar.gemv_s8 : scalar.gemm_s8)(a);
+  reference.out = expected.data();
+  (gemv ? scalar.gemv_s8 : scalar.gemm_s8)(reference);
   a.out = found.data();
   a.w = in_order.data();
   (gemv ? isa.gemv_s8 : isa.gemm_s8)(a);
@@ -309,7 +342,7 @@ void check_gemv_s8(const KernelTable& isa, Random& random, int trial) {
 
 void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   GemmF32Args a{};
-  a.m = random.between(1, 2 * kTileRows + 1);
+  a.m = random.between(1, 5 * kTileRows + 1);
   a.taps = static_cast<int>(random.one_of({1, 1, 2, 9}));
   a.length = random.between(1, random.one_of({3, 40, 300}));
   a.blocks = static_cast<int>(random.between(1, kTileBlocks));
@@ -325,6 +358,24 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   a.rows = rows.pointers.data();
   a.tap_offset = rows.tap_offset.data();
   a.chain_from_bias = random.once_in(2);
+  // int8 rows instead, and for the reference the same as floats
+  Rows<int8_t> bytes;
+  Rows<float> read;
+  if (isa.f32_reads_bytes && !a.chain_from_bias && random.once_in(2)) {
+    bytes = random_rows<int8_t>(random, a.m, a.taps, a.length, [&](int64_t count) {
+      return random.integers<int8_t>(count, -128, 127);
+    });
+    a.zero_point = static_cast<int32_t>(random.between(-128, 127));
+    for (const std::vector<int8_t>& row : bytes.data) {
+      read.data.emplace_back();
+      for (const int8_t x : row) {
+        read.data.back().push_back(static_cast<float>(x - a.zero_point));
+      }
+    }
+    for (const auto& row : read.data) read.pointers.push_back(row.data());
+    a.rows = read.pointers.data();
+    a.tap_offset = bytes.tap_offset.data();
+  }
   a.last_lanes = static_cast<int>(random.between(1, kBlock));
   const Lanes l = random_lanes(random, a.m, lanes,
                                limit * limit * std::sqrt(static_cast<float>(a.taps * a.length)));
@@ -337,6 +388,7 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   a.out = expected.data();
   kernel_table_scalar()->gemm_f32(a);
   a.out = found.data();
+  if (!bytes.pointers.empty()) a.bytes = bytes.pointers.data();
   isa.gemm_f32(a);
   // What the lanes after last_lanes hold is open.
   const int64_t size = a.post.out_dtype == DType::kFloat32 ? 4 : 1;
@@ -633,8 +685,10 @@ constexpr Kernel kKernels[] = {
 };
 // From lookup on, test_nodes.cpp compares them through their operators.
 constexpr size_t kNodeKernels = 15;
-static_assert(sizeof(KernelTable) ==
-                  sizeof(const char*) + (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
+// fuses_half_inputs and f32_reads_bytes, each padded to a pointer
+constexpr size_t kFlags = 2;
+static_assert(sizeof(KernelTable) == sizeof(const char*) + kFlags * alignof(KernelTable) +
+                                         (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
               "every function of the kernel table is listed in kKernels with its check");
 
 struct Isa {

@@ -275,8 +275,9 @@ def choose(
     """The configuration of a product of `m` rows.
 
     Args:
-        measure: seconds of a run, infinite where the device cannot run it; with DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a
-            shape and the best is kept in `tuned_file`.
+        measure: seconds of a run, infinite where the device cannot run it; with
+            DEFAKEQ_AUTOTUNE=1 all `candidates` are measured once a shape and the best is kept in
+            `tuned_file`.
     """
     path = tuned_file(device)
     name = _tuned_key(layout, x, m)

@@ -110,6 +110,11 @@ def conv2d(
 
 def quantize(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
     """`torch.ops.defakeq.quantize` on the GPU."""
+    return quantize_scaled(x, 1.0, scale, zero_point, bits)
+
+
+def quantize_scaled(x: Tensor, factor: float, scale: float, zero_point: int, bits: int) -> Tensor:
+    """int8 values of x * factor."""
     _check_quantization(scale, zero_point, bits)
     if x.dtype not in FLOATS:
         _refuse("x", x.dtype, "float32, float16 or bfloat16")
@@ -125,6 +130,7 @@ def quantize(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
             dense,
             out,
             count,
+            factor,
             inverse,
             zero_point,
             float(low),

@@ -192,6 +192,8 @@ class _Packer:
             scale[part] = s.scale * self.act_scale * self.factor
             if s.zero_point is not None:
                 zero[part] = s.zero_point - symmetric_zero_point(s.bits)
+            if act_zero == 0:
+                continue
             sums = np.add.reduceat(self._levels(s).astype(np.int64), starts, axis=1)
             correction[part] = act_zero * (zero[part] * sizes - sums)
         self.arrays["scale"] = scale

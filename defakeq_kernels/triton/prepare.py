@@ -84,11 +84,12 @@ def largest_kernel(x, out, length, parts, steps, SCALE: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit(do_not_specialize=["zero"])
-def quantize_kernel(x, out, count, inverse, zero, low, high, BLOCK: tl.constexpr):
-    """int8 values of float32 ones."""
+def quantize_kernel(x, out, count, factor, inverse, zero, low, high, BLOCK: tl.constexpr):
+    """int8 values of float ones times `factor`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < count, other=0).to(tl.float32)
-    tl.store(out + at, to_int8(value, inverse, zero, low, high).to(tl.int8), mask=at < count)
+    value = to_int8(value * factor, inverse, zero, low, high)
+    tl.store(out + at, value.to(tl.int8), mask=at < count)
 
 
 @triton.jit(do_not_specialize=["zero"])

@@ -323,7 +323,8 @@ def product_kernel(
     x, outside, w, tiles, out_index, scale, zero, correction, bias, row_scales, half_x, half_w,
     residual, table, out, partial,
     tile_count, m, h, wd, oh, ow, x_vectors, channel_vectors, units, count, rows_a_scale,
-    half_columns, out_pitch, act_zero, residual_scale, residual_zero, inverse, zero_point, low, high,
+    half_columns, out_pitch, act_zero,
+    residual_scale, residual_zero, inverse, zero_point, low, high,
     BITS: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
     PAD_Y: tl.constexpr, PAD_X: tl.constexpr, DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
     WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr, TAIL: tl.constexpr,
@@ -334,7 +335,7 @@ def product_kernel(
     """A tile [BN outputs, BM rows] of a linear layer or a convolution with its epilogue.
 
     Args:
-        x: int8, float16, bfloat16 or float32 rows (pixels) of `x_vectors` times 16 bytes.
+        x: int8, float16, bfloat16 or float32 rows (pixels), `x_vectors` times 16 bytes each.
         channel_vectors: 16 bytes of channels of a convolution group.
         outside: [channels] values of a pixel outside of the image.
         w: the layer's weights; `tiles`: int32 [tiles, 8] of `GpuLayout.tiles`, or None when all

@@ -152,10 +152,22 @@ class GpuProgram:
             self._moved[name] = torch.from_numpy(array).to(self.device)
         return self._moved[name]
 
+    def columns(self, name: str, index: str) -> Tensor:
+        """The columns of a tensor's last dimension that another tensor lists."""
+        return self.once(
+            (name, index), lambda: self.tensor(name).index_select(-1, self.tensor(index))
+        )
+
     def constant(self, key: Any, make: Callable[[], NDArray[Any]]) -> Tensor:
         """What `make` returns, moved to the device once: a capture may not copy from the host."""
+        return self.once(
+            key, lambda: torch.from_numpy(np.ascontiguousarray(make())).to(self.device)
+        )
+
+    def once(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` returned at the first call with the key."""
         if key not in self._made:
-            self._made[key] = torch.from_numpy(np.ascontiguousarray(make())).to(self.device)
+            self._made[key] = make()
         return self._made[key]
 
     def layer(self, name: str) -> tuple[Tensor, GpuLayout]:

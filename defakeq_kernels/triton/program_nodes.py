@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defakeq_kernels.torch_functions import UNARY
-from defakeq_kernels.triton import launch
+from defakeq_kernels.triton import between, launch
 from defakeq_kernels.triton.program_state import State, quantization
 from defakeq_kernels.triton.run import Extra, Rows, run
 
@@ -81,8 +81,9 @@ def _squeeze_excite(state: State, node: Mapping[str, Any]) -> None:
             state, node[key], q, rows, Extra(None, 0.0, 0, None, state.table(node, table))
         )
     gate = quantization(node["gate"])
-    real = launch.dequantize(q, gate.scale, gate.zero_point)
-    state.store(node["out"][0], state.real(at) * real[:, None, None])
+    to = node["out"][0]
+    y = between.gate(state.raw(at), state.quantization(at), q, gate, state.quantization(to))
+    state.put(to, y)
 
 
 def _means(state: State, at: int, dims: tuple[int, ...]) -> Tensor:
@@ -99,7 +100,7 @@ def _means(state: State, at: int, dims: tuple[int, ...]) -> Tensor:
 def _lookup(state: State, node: Mapping[str, Any]) -> None:
     table = state.table(node, "table")
     assert table is not None
-    state.put(node["out"][0], table[state.raw(node["in"][0]).to(torch.int32) + 128])
+    state.put(node["out"][0], between.lookup(state.raw(node["in"][0]), table))
 
 
 def _convert(state: State, node: Mapping[str, Any]) -> None:
@@ -117,28 +118,26 @@ def _binary(state: State, node: Mapping[str, Any]) -> None:
 
 
 def _layer_norm(state: State, node: Mapping[str, Any]) -> None:
-    x = state.real(node["in"][0])
+    source, at = node["in"][0], node["out"][0]
+    x = state.raw(source)
     channels = x.shape[-1]
     x = x.reshape(state.batch, -1, channels)
     gamma, beta = state.table(node, "gamma"), state.table(node, "beta")
     count, eps = node.get("count", channels), node["eps"]
+    index, q = state.table(node, "rows"), state.quantization(at)
     if count == channels:
-        y = F.layer_norm(x, (channels,), gamma, beta, eps)
+        y = between.layer_norm(x, state.quantization(source), gamma, beta, eps, q)
     else:
+        x = state.real(source).reshape(state.batch, -1, channels)
         mean = x.sum(-1, keepdim=True) / count
         d = x - mean
         var = (d.square().sum(-1, keepdim=True) + (count - channels) * mean.square()) / count
         y = d * torch.rsqrt(var + eps)
         y = y if gamma is None else y * gamma
         y = y if beta is None else y + beta
-    at, index = node["out"][0], state.table(node, "rows")
-    if index is None:
-        state.store(at, y)
-        return
-    q = state.quantization(at)
-    if q is not None:
-        y = launch.quantize(y.contiguous(), q.scale, q.zero_point, q.bits)
-    state.put(at, _gathered(y, index, state.fill(at)))
+        if q is not None:
+            y = launch.quantize(y.contiguous(), q.scale, q.zero_point, q.bits)
+    state.put(at, y if index is None else _gathered(y, index, state.fill(at)))
 
 
 def _gathered(x: Tensor, index: Tensor, fill: float | int) -> Tensor:
@@ -178,33 +177,62 @@ def _attention(state: State, node: Mapping[str, Any]) -> None:
     kind = torch.float16 if state.program.device.type == "cuda" else torch.float32
     parts = []
     for i, (name, (tokens, d)) in enumerate(sizes.items()):
-        extents = {"batch": batches, "token": tokens, "head": heads, "d": d}
-        x = _strided(state, node["in"][i], node[name], extents)
+        at = node["in"][i]
+        own = state.quantization(at)
+        assert own is not None
         # levels are whole numbers of at most 255, exact in half precision
-        parts.append(x.permute(0, 1, 3, 2, 4).reshape(-1, heads, tokens, d).to(kind))
-    added = None
-    bias, mask = _operand(node, 3), _operand(node, 4)
-    if bias is not None:
-        added = state.real(bias)[:, None]
-    if mask is not None:
-        m = state.real(mask)
-        m = m.repeat(1, batches // m.shape[1], 1, 1)[:, :, None]
-        added = m if added is None else added + m
-    if added is not None:
-        added = added.expand(state.batch, batches, heads, tq, tk)
-        added = added.reshape(-1, heads, tq, tk).to(kind)
+        parts.append(
+            between.levels(
+                state.raw(at), own.zero_point, node[name], batches, tokens, heads, d, kind
+            )
+        )
+    # windows count as heads, so that a constant bias serves every image
+    parts = [p.view(state.batch, batches * heads, *p.shape[2:]) for p in parts]
     query, key, value = parts
+    added = _attention_bias(state, node, kind)
     y = F.scaled_dot_product_attention(query, key, value, added, scale=node["alpha"])
     q = state.quantization(node["in"][2])
     assert q is not None
-    y = y.float() * q.scale
+    y = y.view(-1, heads, tq, wide)
     y = y.permute(0, 2, 1, 3).reshape(state.batch, batches * tq, heads * wide)
+    to = node["out"][0]
+    target = state.quantization(to)
+    if target is None:
+        y = y.float() * q.scale
+    else:
+        y = launch.quantize_scaled(y, q.scale, target.scale, target.zero_point, target.bits)
     rows = state.table(node, "rows")
     if rows is not None:
         placed = torch.empty_like(y)
         placed[:, rows.long()] = y
         y = placed
-    state.store(node["out"][0], y)
+    state.put(to, y)
+
+
+def _attention_bias(state: State, node: Mapping[str, Any], kind: torch.dtype) -> Tensor | None:
+    """What is added to the scores, [batch, batches * heads, q_tokens, k_tokens], or None."""
+    operands = [_operand(node, i) for i in (3, 4)]
+    bias, mask = operands
+    if bias is None and mask is None:
+        return None
+    heads, batches, tq, tk = (node[k] for k in ("heads", "batches", "q_tokens", "k_tokens"))
+
+    def make() -> Tensor:
+        added = torch.zeros((), dtype=torch.float32, device=state.program.device)
+        if bias is not None:
+            added = added + state.real(bias)[:, None]
+        if mask is not None:
+            m = state.real(mask)
+            added = added + m.repeat(1, batches // m.shape[1], 1, 1)[:, :, None]
+        added = added.expand(-1, batches, heads, tq, tk)
+        # rows begin at multiples of 16, or torch would copy it at every call
+        wide = added.new_zeros((added.shape[0], batches * heads, tq, -(-tk // 16) * 16), dtype=kind)
+        wide[..., :tk] = added.reshape(-1, batches * heads, tq, tk)
+        return wide[..., :tk]
+
+    fixed = all(i is None or state.value(i).get("tensor") is not None for i in operands)
+    made = state.program.once(("attention", node["out"][0]), make) if fixed else make()
+    return made.expand(state.batch, -1, -1, -1)
 
 
 def _matmul(state: State, node: Mapping[str, Any]) -> None:

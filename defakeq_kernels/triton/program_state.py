@@ -42,7 +42,9 @@ class State:
         """[batch, shape] as stored; [1, shape] of a constant."""
         v = self.value(at)
         if v.get("tensor") is not None:
-            return self.program.tensor(v["tensor"])[None]
+            if v.get("index") is None:
+                return self.program.tensor(v["tensor"])[None]
+            return self.program.columns(v["tensor"], v["index"]).view(1, *v["shape"])
         base = v.get("base")
         if base is None:
             return self.held[at].view(self.batch, *v["shape"])

@@ -21,6 +21,54 @@ PERCENTILE = 99.99
 OBSERVERS = ("mse", "percentile", "minmax")
 
 
+class Lattice:
+    """Whether all values seen are evenly spaced levels, as those of 8-bit pictures are.
+
+    Quantized elsewhere, every value of a picture would be rounded; midway between two levels, as
+    ``2 * pixel / 255 - 1`` puts it, pairs of neighbors would even become one. Noise of one level is
+    what many detectors look for.
+    """
+
+    _MOST = 256
+    _FEWEST = 64
+
+    def __init__(self) -> None:
+        self._levels: Tensor | None = torch.empty(0)
+
+    def update(self, flat: Tensor) -> None:
+        """Adds values, float32."""
+        if self._levels is None:
+            return
+        if flat[:4096].unique().numel() > self._MOST:
+            self._levels = None
+            return
+        levels = torch.cat([self._levels, flat.unique()]).unique()
+        self._levels = levels if levels.numel() <= self._MOST else None
+
+    def quantization(self) -> ActQuant | None:
+        """The 8-bit quantization with a code for each level and zero among its levels, if any."""
+        if self._levels is None or self._levels.numel() < self._FEWEST:
+            return None
+        levels = self._levels.double().numpy()
+        step = float(np.diff(levels).min())
+        count = round((levels[-1] - levels[0]) / step)
+        if count >= self._MOST:
+            return None
+        step = float(levels[-1] - levels[0]) / count
+        places = (levels - levels[0]) / step
+        if np.abs(places - np.rint(places)).max() > 0.02:
+            return None
+        ends = np.array([levels[0], levels[-1]]) / step
+        if abs(ends[0] - np.floor(ends[0]) - 0.5) < 0.02:
+            # Just wider steps round every level towards zero, where ties would go both ways.
+            step *= 1 + 2.0**-12
+            low, high = (int(end) for end in np.trunc(ends))
+        else:
+            low, high = (int(end) for end in np.rint(ends))
+        code = (self._MOST - (high - low + 1)) // 2 - 128 - low
+        return ActQuant("static", float(np.float32(step)), code) if -128 <= code <= 127 else None
+
+
 class RangeObserver:
     """A histogram of all values seen; its range doubles when values fall outside."""
 
@@ -30,6 +78,7 @@ class RangeObserver:
         self._low = 0.0
         self._high = 0.0
         self._counts: NDArray[np.float64] = np.zeros(BINS)
+        self._lattice = Lattice()
 
     @property
     def empty(self) -> bool:
@@ -51,6 +100,7 @@ class RangeObserver:
         if self.empty:
             margin = max(abs(low), 1e-6) * 1e-3 if low == high else 0.0
             self._low, self._high = low - margin, high + margin
+        self._lattice.update(flat)
         self._cover(low, high)
         self.minimum = min(self.minimum, low)
         self.maximum = max(self.maximum, high)
@@ -59,6 +109,8 @@ class RangeObserver:
 
     def quantization(self, bits: int, method: str = "mse") -> ActQuant:
         """The static quantization chosen for what was seen.
+
+        With 8 bits, values of evenly spaced levels, as of 8-bit pictures, get a code for each.
 
         Args:
             bits: 4 to 8.
@@ -72,6 +124,9 @@ class RangeObserver:
             raise ValueError(f"observer: found {method!r}; accepted is one of {OBSERVERS}")
         if self.empty:
             raise ValueError("found no activations; accepted is at least one value")
+        lattice = self._lattice.quantization() if bits == 8 else None
+        if lattice is not None:
+            return lattice
         low, high = self.minimum, self.maximum
         if method == "percentile":
             low, high = self._percentiles()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from defakeq.calibrate import OBSERVERS, calibrate
+from defakeq.first_layers import round_first_layers
 from defakeq.fold import call_layers, fold_batch_norm, fuse_activations, replace_module
 from defakeq.graphed import GraphedModule
 from defakeq.inputs import Batch, Inputs, as_inputs
@@ -91,13 +92,19 @@ def convert(
         )
     inputs = as_inputs("example_inputs", example_inputs)
     converted = copy.deepcopy(model).eval().requires_grad_(False)
-    _check_planned(converted, plan, inputs, keywords=backend == "program")
+    _check_planned(converted, plan, inputs)
     drop_constants(converted, plan, inputs)
     if isinstance(calibration, (Tensor, Mapping)):
         calibration = [calibration]
     if calibration is not None and not isinstance(calibration, Iterable):
         found = type(calibration).__name__
         raise ValueError(f"calibration: found {found}; accepted is batches")
+    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
+    fold_batch_norm(converted, inputs)
+    if static:
+        calibration = list(calibration or ())
+        batches = [as_inputs("calibration", batch) for batch in calibration]
+        plan = round_first_layers(converted, plan, batches)
     if backend == "program":
         given = [example_inputs] if calibration is None else calibration
         batches = [as_inputs("calibration", batch) for batch in given]
@@ -105,8 +112,6 @@ def convert(
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
 
-    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
-    fold_batch_norm(converted, inputs)
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
     acts = calibrate(converted, plan, fused, static, calibration or (), observer)
@@ -150,14 +155,14 @@ def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Modu
     return graphed
 
 
-def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs, keywords: bool) -> None:
+def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     """Every planned layer is called by the example inputs and has nothing that a swap drops."""
     called: set[str] = set()
     handles = []
 
     def noting(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-            if kwargs and not keywords:
+            if kwargs:
                 raise ValueError(
                     f"layer {name!r}: found a call with the keyword {next(iter(kwargs))!r}; "
                     "accepted is layers that are called with one positional argument"

@@ -186,13 +186,18 @@ class QuantPlan:
                     f"skip: found {entry!r}, which matches no module (nearest: "
                     f"{nearest(entry, everything)!r}); accepted is names of the model's modules"
                 )
+        floats = getattr(model, "float_inputs", {})  # of a detector
         chosen = {}
         for name, module in layers.items():
             if any(_skips(entry, name) for entry in skip):
                 continue
             size = None if getattr(module, "groups", 1) > 1 else group_size
             chosen[name] = LayerPlan(
-                bits=bits, act_bits=act_bits, group_size=size, symmetric=symmetric
+                bits=bits,
+                act_bits=act_bits,
+                group_size=size,
+                symmetric=symmetric,
+                half_in=None if act_bits is None else floats.get(name),
             )
         return QuantPlan(chosen)
 

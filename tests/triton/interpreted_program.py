@@ -1,6 +1,6 @@
-"""Programs on the GPU path against the oracle, under Triton's interpreter.
+"""Programs on the GPU path against the oracle, under Triton's interpreter or on a GPU.
 
-Run by tests/test_triton_interpreter.py in a process of its own.
+Run by tests/test_triton_interpreter.py in a process of its own, and by tests/test_triton_gpu.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from test_program_bytes import CASES, KINDS, OTHER
 
 from defakeq_kernels import reference_program
 from defakeq_kernels.triton.program import GpuProgram
+from defakeq_kernels.triton.start import INTERPRETED
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
 
 EXACT = {"convert", "pool2d", "mean_rows", "copy", "lookup", "squeeze_excite", "conv2d"}
 
@@ -35,8 +38,8 @@ def test_every_node(case: Any, q: Any, out: Any) -> None:
         shape = [shape[2], *shape[:2]] if port["layout"] == "nchw" else shape
         inputs.append(b.rng.standard_normal((2, *shape)).astype(np.float32))
     expected = reference_program.run(b.source(), inputs)
-    program = GpuProgram(b.tensors, b.network, torch.device("cpu"))
-    found = program([torch.from_numpy(x) for x in inputs])
+    program = GpuProgram(b.tensors, b.network, DEVICE)
+    found = program([torch.from_numpy(x).to(DEVICE) for x in inputs])
     data = [port["value"] for port in b.program["inputs"]]
     nodes = {node["out"][0]: node for node in b.program["nodes"]}
     for port, y, e in zip(b.program["outputs"], found, expected, strict=True):
@@ -47,7 +50,7 @@ def test_every_node(case: Any, q: Any, out: Any) -> None:
         exact = node["op"] in EXACT and (q is not None or node["op"] != "pool2d")
         if node["op"] == "mean_rows":
             exact = q is not None
-        got = y.numpy()
+        got = y.cpu().numpy()
         assert np.array_equal(np.isfinite(got), np.isfinite(e)), node
         got, e = (np.nan_to_num(a, nan=0, posinf=1, neginf=-1) for a in (got, e))
         difference = np.abs(got - e)
@@ -62,17 +65,29 @@ def test_every_node(case: Any, q: Any, out: Any) -> None:
             assert (difference <= limit + 1e-4 * np.abs(e)).all(), (node, difference.max())
 
 
+def test_constants_made_of_columns() -> None:
+    b = Builder(5)
+    x = b.input((4, 6))
+    table = b.tensor(b.rng.standard_normal((4, 3)).astype(np.float32))
+    index = b.tensor(np.array([0, 2, 1, 1, 0, 2], np.int32))
+    wide = b.value((4, 6), tensor=table, index=index)
+    b.output(b.node("binary", [x, wide], (4, 6), None, fn="add"))
+    given = b.rng.standard_normal((2, 4, 6)).astype(np.float32)
+    (y,) = GpuProgram(b.tensors, b.network, DEVICE)([torch.from_numpy(given).to(DEVICE)])
+    assert np.array_equal(y.cpu().numpy(), reference_program.run(b.source(), [given])[0])
+
+
 def test_wrong_inputs_are_named() -> None:
     b = Builder(1)
     CASES[2](b, None, None)
-    program = GpuProgram(b.tensors, b.network, torch.device("cpu"))
+    program = GpuProgram(b.tensors, b.network, DEVICE)
     with pytest.raises(ValueError, match=r"input .*: found \[1, 3, 3, 3\]; accepted is"):
-        program([torch.zeros(1, 3, 3, 3)])
+        program([torch.zeros(1, 3, 3, 3, device=DEVICE)])
     b.network["program"]["nodes"][0]["op"] = "fft"
     with pytest.raises(ValueError, match="nodes: found 'fft'"):
-        GpuProgram(b.tensors, b.network, torch.device("cpu"))
+        GpuProgram(b.tensors, b.network, DEVICE)
     with pytest.raises(ValueError, match="program: found none"):
-        GpuProgram({}, {"layers": {}}, torch.device("cpu"))
+        GpuProgram({}, {"layers": {}}, DEVICE)
 
 
 def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
@@ -82,7 +97,7 @@ def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
     b = Builder(3)
     CASES[2](b, None, None)
     data = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
-    x = torch.randn(2, 21, 6, 5)
+    x = torch.randn(2, 21, 6, 5).to(DEVICE)
     (y,) = module.run_program(data, [x], [3, 21, 6, 5])
     assert torch.equal(y, x)
     assert y.is_contiguous()

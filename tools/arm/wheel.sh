@@ -10,8 +10,9 @@ home=${DEFAKEQ_ARM_HOME:-$PWD/build/arm}
 build=build/aarch64-linux
 tag=manylinux_2_35_aarch64
 "$python" tools/arm/configure.py "$build" "$home"
-DEFAKEQ_BUILD_DIRECTORY=$build "$python" setup.py --quiet bdist_wheel --plat-name "$tag" \
-  --bdist-dir build/bdist-arm
+rm -rf build/wheel-arm
+DEFAKEQ_TORCH=off DEFAKEQ_BUILD_DIRECTORY=$build "$python" setup.py --quiet \
+  build --build-base build/wheel-arm bdist_wheel --plat-name "$tag" --bdist-dir build/bdist-arm
 wheel=$(ls -t dist/defakeq-*-"$tag".whl | head -n 1)
 ls -l "$wheel"
 if "$python" -c 'import auditwheel' 2>/dev/null; then "$python" -m auditwheel show "$wheel"; fi

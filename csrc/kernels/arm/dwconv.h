@@ -92,7 +92,8 @@ inline void dw_begin(DwBlock& k, const DwS8Args& a, int64_t c0) {
 template <class Run>
 DQ_INLINE void dw_with_finish(const DwBlock& k, Run&& run) {
   const DwS8Args& a = *k.a;
-  if (a.has_row_scale || !is_plain_int8(a.post, k.scale, k.bias, kBlock)) {
+  if (a.has_row_scale || a.post.residual != nullptr ||
+      !is_plain_int8(a.post, k.scale, k.bias, kBlock)) {
     run.template operator()<DwFinish::kAny>();
     return;
   }

@@ -1,6 +1,8 @@
 // How the int32 accumulators of a product leave.
 #pragma once
 
+#include <cmath>
+
 #include "kernels/arm/vec.h"
 #include "kernels/simd/epilogue.h"
 
@@ -9,9 +11,9 @@ namespace {
 
 constexpr int kParts = kBlock / Vec::W;
 
-// The plain int8 epilogue: no residual, at most a ReLU, which is a higher lower bound, and a table,
-// which replace_outputs applies to the finished rows. The conversion and each narrowing saturate,
-// so the bounds come last; finite scales and biases keep NaN out.
+// The plain int8 epilogue: at most a residual of int8 and a ReLU, which is a higher lower bound,
+// and a table, which replace_outputs applies to the finished rows. The conversion and each
+// narrowing saturate, so the bounds come last; finite scales and biases keep NaN out.
 struct PlainInt8 {
   bool bare;  // no factor and no narrower bounds than int8's
   float inv_scale;
@@ -20,7 +22,7 @@ struct PlainInt8 {
 };
 
 DQ_INLINE bool is_plain_int8(const Post& post, const float* scale, const float* bias, int64_t n) {
-  if (post.out_dtype != DType::kInt8 || post.residual != nullptr ||
+  if (post.out_dtype != DType::kInt8 ||
       (post.activation != Activation::kNone && post.activation != Activation::kRelu)) {
     return false;
   }
@@ -31,6 +33,30 @@ DQ_INLINE bool is_plain_int8(const Post& post, const float* scale, const float* 
     sum = vaddq_f32(sum, vaddq_f32(vsubq_f32(s, s), vsubq_f32(b, b)));
   }
   return vaddvq_f32(sum) == 0.0f;
+}
+
+// Whether y, which may be infinite, stays a number when the residual is added.
+DQ_INLINE bool has_plain_residual(const Post& post) {
+  return post.residual_dtype == DType::kInt8 && std::abs(post.residual_scale) < 1e30f &&
+         post.residual_zero_point >= -128 && post.residual_zero_point <= 127;
+}
+
+DQ_INLINE void add_int8_residual(const Post& post, const int8_t* residual, int64_t n,
+                                 float32x4_t (&y)[kParts]) {
+  int8_t tail[kBlock] = {};
+  if (n < kBlock) {
+    std::memcpy(tail, residual, static_cast<size_t>(n));
+    residual = tail;
+  }
+  const int8x8_t zero = vdup_n_s8(static_cast<int8_t>(post.residual_zero_point));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const int16x8_t q = vsubl_s8(vld1_s8(residual + i * 8), zero);
+    const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(q)));
+    const float32x4_t high = vcvtq_f32_s32(vmovl_high_s16(q));
+    y[2 * i] = vfmaq_n_f32(y[2 * i], low, post.residual_scale);
+    y[2 * i + 1] = vfmaq_n_f32(y[2 * i + 1], high, post.residual_scale);
+  }
 }
 
 DQ_INLINE PlainInt8 plain_int8_of(const Post& post) {
@@ -78,6 +104,7 @@ struct Finish {
 
 DQ_INLINE Finish finish_of(const GemmS8Args& a, int32_t offset) {
   return {a.row_scale == nullptr && a.row_bias == nullptr &&
+              (a.post.residual == nullptr || has_plain_residual(a.post)) &&
               is_plain_int8(a.post, a.scale, a.bias, int64_t{a.blocks} * kBlock),
           offset, plain_int8_of(a.post)};
 }
@@ -90,7 +117,7 @@ DQ_INLINE const int32_t* start_of(const GemmS8Args& a, const Finish& f, int bloc
 }
 
 // acc[r]: start + sum((code - offset) * x) of row + r, block `block`.
-template <bool kBare, int R>
+template <bool kBare, bool kResidual, int R>
 DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, int block,
                            const int32x4_t (&acc)[R][kParts]) {
   const int col = block * kBlock;
@@ -108,6 +135,11 @@ DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, in
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+    if constexpr (kResidual) {
+      const auto* residual = static_cast<const int8_t*>(a.post.residual);
+      add_int8_residual(a.post, residual + (row + r) * a.post.residual_stride + col, a.n - col,
+                        y[r]);
+    }
     store_bytes(static_cast<int8_t*>(a.out) + (row + r) * a.out_stride + col, a.n - col,
                 to_bytes<kBare>(f.plain, y[r]));
   }
@@ -127,10 +159,12 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, const Finish& f, int64_t row, in
                            const int32x4_t (&acc)[R][kParts]) {
   if (!f.int8_only) {
     for (int r = 0; r < R; ++r) finish_any(a, f.offset, row + r, block, acc[r]);
+  } else if (a.post.residual != nullptr) {
+    finish_int8<false, true, R>(a, f, row, block, acc);
   } else if (f.plain.bare) {
-    finish_int8<true, R>(a, f, row, block, acc);
+    finish_int8<true, false, R>(a, f, row, block, acc);
   } else {
-    finish_int8<false, R>(a, f, row, block, acc);
+    finish_int8<false, false, R>(a, f, row, block, acc);
   }
 }
 

@@ -8,81 +8,103 @@
 
 namespace defakeq::simd {
 
-// One row. kPlain: whole blocks of floats, gamma and beta, int8 output without anything else.
-template <class V, bool kPlain>
-DQ_INLINE void norm_row(const LayerNormArgs& g, const Post& post, int64_t r, int64_t from) {
+// R rows from row r on, which are made of the rows from[i]; several hide each other's latency.
+// kPlain: whole blocks of floats, gamma and beta, int8 output without anything else.
+template <class V, bool kPlain, int R>
+DQ_INLINE void norm_rows(const LayerNormArgs& g, const Post& post, int64_t r, const int64_t* from) {
   constexpr int kParts = kBlock / V::W;
   const float inv_count = 1.0f / static_cast<float>(g.count);
   const float absent = static_cast<float>(g.count - g.channels);
-  const int64_t at = from * g.channels, to = r * g.channels;
-  const auto load = [&](int64_t c, int n, Block<V>& x) __attribute__((always_inline)) {
+  const auto load = [&](int i, int64_t c, int n, Block<V>& x) __attribute__((always_inline)) {
+    const int64_t at = from[i] * g.channels + c;
     if constexpr (kPlain) {
-      load_floats<V>(static_cast<const float*>(g.x.data) + at + c, kBlock, x);
+      load_floats<V>(static_cast<const float*>(g.x.data) + at, kBlock, x);
     } else {
-      load_block<V>(g.x, at + c, n, x);
+      load_block<V>(g.x, at, n, x);
     }
   };
-  Block<V> acc;
-  for (auto& part : acc) part = V::set1(0.0f);
+  Block<V> acc[R];
+  typename V::F mean[R], inv_std[R];
+  float means[R];
+  for (auto& row : acc) {
+    for (auto& part : row) part = V::set1(0.0f);
+  }
   for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    Block<V> x;
-    load(c, n, x);
-    for (int i = 0; i < kParts; ++i) acc[i] = V::add(acc[i], x[i]);
-  });
-  const float mean = sum_lanes<V>(acc) * inv_count;
-  const typename V::F vmean = V::set1(mean);
-  for (auto& part : acc) part = V::set1(0.0f);
-  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    Block<V> d;
-    load(c, n, d);
-    for (auto& part : d) part = V::sub(part, vmean);
-    if constexpr (!kPlain) keep_lanes<V>(n, 0.0f, d);
-    for (int i = 0; i < kParts; ++i) acc[i] = V::fma(d[i], d[i], acc[i]);
-  });
-  const float variance = (sum_lanes<V>(acc) + absent * (mean * mean)) * inv_count;
-  const typename V::F inv_std = V::set1(1.0f / std::sqrt(variance + g.eps));
-  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    Block<V> y, gamma, beta;
-    load(c, n, y);
-    for (auto& part : y) part = V::mul(V::sub(part, vmean), inv_std);
-    if constexpr (kPlain) {
-      load_floats<V>(g.gamma + c, kBlock, gamma);
-      load_floats<V>(g.beta + c, kBlock, beta);
-      int8_t* out = static_cast<int8_t*>(g.out.data) + to + c;
-      for (int i = 0; i < kParts; ++i) {
-        V::store_s8(out + i * V::W, quantized<V>(post, V::fma(y[i], gamma[i], beta[i])));
-      }
-      return;
+    for (int i = 0; i < R; ++i) {
+      Block<V> x;
+      load(i, c, n, x);
+      for (int p = 0; p < kParts; ++p) acc[i][p] = V::add(acc[i][p], x[p]);
     }
-    if (g.gamma != nullptr || g.beta != nullptr) {
-      for (int i = 0; i < kParts; ++i) {
-        gamma[i] = V::set1(1.0f);
-        beta[i] = V::set1(0.0f);
-      }
-      if (g.gamma != nullptr) load_floats<V>(g.gamma + c, n, gamma);
-      if (g.beta != nullptr) load_floats<V>(g.beta + c, n, beta);
-      for (int i = 0; i < kParts; ++i) y[i] = V::fma(y[i], gamma[i], beta[i]);
+  });
+  for (int i = 0; i < R; ++i) {
+    means[i] = sum_lanes<V>(acc[i]) * inv_count;
+    mean[i] = V::set1(means[i]);
+    for (auto& part : acc[i]) part = V::set1(0.0f);
+  }
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    for (int i = 0; i < R; ++i) {
+      Block<V> d;
+      load(i, c, n, d);
+      for (auto& part : d) part = V::sub(part, mean[i]);
+      if constexpr (!kPlain) keep_lanes<V>(n, 0.0f, d);
+      for (int p = 0; p < kParts; ++p) acc[i][p] = V::fma(d[p], d[p], acc[i][p]);
     }
-    finish_block<V>(post, g.out.data, 0, 0, to + c, n, y);
+  });
+  for (int i = 0; i < R; ++i) {
+    const float variance = (sum_lanes<V>(acc[i]) + absent * (means[i] * means[i])) * inv_count;
+    inv_std[i] = V::set1(1.0f / std::sqrt(variance + g.eps));
+  }
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> gamma, beta;
+    for (int p = 0; p < kParts; ++p) {
+      gamma[p] = V::set1(1.0f);
+      beta[p] = V::set1(0.0f);
+    }
+    if (kPlain || g.gamma != nullptr) load_floats<V>(g.gamma + c, n, gamma);
+    if (kPlain || g.beta != nullptr) load_floats<V>(g.beta + c, n, beta);
+    for (int i = 0; i < R; ++i) {
+      Block<V> y;
+      load(i, c, n, y);
+      const int64_t to = (r + i) * g.channels + c;
+      for (auto& part : y) part = V::mul(V::sub(part, mean[i]), inv_std[i]);
+      if (kPlain || g.gamma != nullptr || g.beta != nullptr) {
+        for (int p = 0; p < kParts; ++p) y[p] = V::fma(y[p], gamma[p], beta[p]);
+      }
+      if constexpr (kPlain) {
+        int8_t* out = static_cast<int8_t*>(g.out.data) + to;
+        for (int p = 0; p < kParts; ++p) V::store_s8(out + p * V::W, quantized<V>(post, y[p]));
+      } else {
+        finish_block<V>(post, g.out.data, 0, 0, to, n, y);
+      }
+    }
   });
 }
 
 template <class V>
 void layer_norm(const LayerNormArgs& g, const Post& post, int64_t begin, int64_t end) {
+  constexpr int kRows = 4;
   const bool plain = g.x.dtype == DType::kFloat32 && g.channels % kBlock == 0 &&
                      g.gamma != nullptr && g.beta != nullptr && plain_int8(post);
   for (int64_t r = begin; r < end; ++r) {
-    const int64_t from = g.row_index != nullptr ? g.row_index[r] : r;
-    if (from < 0) {
+    int64_t from[kRows];
+    int there = 0;
+    for (; there < kRows && r + there < end; ++there) {
+      from[there] = g.row_index != nullptr ? g.row_index[r + there] : r + there;
+      if (from[there] < 0) break;
+    }
+    if (there == kRows && plain) {
+      norm_rows<V, true, kRows>(g, post, r, from);
+      r += kRows - 1;
+    } else if (there == 0) {
       for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
         Block<V> y;
         for (auto& part : y) part = V::set1(0.0f);
         finish_block<V>(post, g.out.data, g.channels, r, c, n, y);
       });
     } else if (plain) {
-      norm_row<V, true>(g, post, r, from);
+      norm_rows<V, true, 1>(g, post, r, from);
     } else {
-      norm_row<V, false>(g, post, r, from);
+      norm_rows<V, false, 1>(g, post, r, from);
     }
   }
 }

@@ -126,7 +126,8 @@ def model(
     """Whole networks: milliseconds, size, resident memory and the first inference.
 
     Engines: defakeq, torch, torch-int8, onnxruntime, openvino; onnxruntime-export and
-    openvino-export run our program, exported, so pruned channels are gone there too.
+    openvino-export run our program, exported, so pruned channels are gone there too;
+    openvino-pruned runs the same channels at 8 bits throughout.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)

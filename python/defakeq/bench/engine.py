@@ -98,12 +98,14 @@ class Engine(abc.ABC):
         tools: what must be installed to prepare it, in addition.
         file: the artefact's main file.
         files: whether it runs ``.dfq`` files.
+        planned: whether it is made with a plan.
         sources: modules that decide what `prepare` makes, beside the engine's own class.
     """
 
     name = ""
     bits = 8
     files = False
+    planned = False
     sources: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()

@@ -21,11 +21,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defakeq.bench.engine import INSTALL, Call, Engine, Image, Network, built, runtime, written
+
+if TYPE_CHECKING:
+    from defakeq.plan import QuantPlan
 
 
 class Torch(Engine):
@@ -227,7 +230,7 @@ class Defakeq(Engine):
         plan: "8", "4", "half", or the path of a plan's JSON. Not read for a network that is a file.
     """
 
-    name, file, files = "defakeq", "program.dfq", True
+    name, file, files, planned = "defakeq", "program.dfq", True, True
     modules, tools = ("defakeq_kernels",), ("torch",)
 
     def __init__(self, plan: str = "8"):
@@ -256,24 +259,47 @@ class Defakeq(Engine):
                 shutil.copyfile(network.program, part)
             return
         from defakeq.conversion import convert, save
+
+        model, images = built(network)
+        plan = self._quant_plan(model, images[0])
+        save(convert(model, images[0], plan, images, backend="program"), folder / self.file)
+
+    def _quant_plan(self, model: Any, image: Any) -> QuantPlan:
         from defakeq.plan import QuantPlan
         from defakeq.prunable import half_plan
 
-        model, images = built(network)
         if self._plan in ("8", "4"):
             # without zero points at 8 bits, as every other engine has it
             bits = int(self._plan)
-            plan = QuantPlan.uniform(model, bits, symmetric=bits == 8)
-        elif self._plan == "half":
-            plan = half_plan(model, images[0])
-        else:
-            plan = QuantPlan.from_json(Path(self._plan).read_text())
-        save(convert(model, images[0], plan, images, backend="program"), folder / self.file)
+            return QuantPlan.uniform(model, bits, symmetric=bits == 8)
+        if self._plan == "half":
+            return half_plan(model, image)
+        return QuantPlan.from_json(Path(self._plan).read_text())
 
     def load(self, folder: Path, threads: int) -> Call:
         """The program, without torch."""
         program: Call = runtime().load(folder / self.file, threads=threads)
         return program
+
+
+class _Pruned(Defakeq):
+    """The plan's channels, all at 8 bits: what an engine without our formats runs of a plan."""
+
+    name, files = "pruned", False
+
+    def __init__(self, plan: str = "8"):
+        super().__init__(plan)
+        self.bits = 8
+
+    def _quant_plan(self, model: Any, image: Any) -> QuantPlan:
+        from defakeq.plan import LayerPlan, QuantPlan
+
+        return QuantPlan(
+            {
+                name: LayerPlan(keep_out=layer.keep_out, keep_in=layer.keep_in, symmetric=True)
+                for name, layer in super()._quant_plan(model, image).layers.items()
+            }
+        )
 
 
 PLANS = ("8", "4", "half")
@@ -287,12 +313,13 @@ _CONVERTER = (
 class _Export(Engine):
     """Our program as quantized ONNX: the same network, pruned channels gone, in another engine."""
 
-    files = True
+    files, planned = True, True
     sources: tuple[str, ...] = ("defakeq.onnx_export",)
     suits = "any"
+    ours = Defakeq
 
     def __init__(self, plan: str = "8"):
-        self._ours = Defakeq(plan)
+        self._ours = self.ours(plan)
         self.bits = self._ours.bits
 
     @property
@@ -338,10 +365,17 @@ class OpenvinoExport(_Export, Openvino):
         source.unlink()
 
 
+class OpenvinoPruned(OpenvinoExport):
+    """The network with the plan's channels physically gone, at 8 bits throughout, in OpenVINO."""
+
+    name, files, ours = "openvino-pruned", False, _Pruned
+
+
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine
     for engine in (
-        Defakeq, Torch, TorchInt8, Onnxruntime, Openvino, OnnxruntimeExport, OpenvinoExport
+        Defakeq, Torch, TorchInt8, Onnxruntime, Openvino, OnnxruntimeExport, OpenvinoExport,
+        OpenvinoPruned,
     )
 }  # fmt: skip
 

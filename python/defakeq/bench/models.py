@@ -91,7 +91,7 @@ def engines_of(names: Sequence[str], plan: str) -> list[Engine]:
         if name not in ENGINES:
             raise ValueError(f"engines: found {name!r}; accepted is any of {', '.join(ENGINES)}")
         kind = ENGINES[name]
-        found.append(kind(plan) if kind.files else kind())  # type: ignore[call-arg]
+        found.append(kind(plan) if kind.planned else kind())  # type: ignore[call-arg]
     return found
 
 

@@ -139,6 +139,16 @@ def choose_options(task: Task, prune: bool, bars: Bars) -> Chosen:
     Raises:
         ValueError: a budget that cannot be kept, with the least that can.
     """
+    try:
+        return _chosen(task, prune, bars)
+    except ValueError:
+        if not task.reserve():
+            raise
+    # the smallest files have no room for restored channels
+    return _chosen(replace(task, restoring=False), prune, bars)
+
+
+def _chosen(task: Task, prune: bool, bars: Bars) -> Chosen:
     if task.preset.objective == "uniform":
         return _uniform(task)
 

@@ -22,11 +22,14 @@ class Detector(nn.Module, abc.ABC):
     Attributes:
         interface: its preprocessing and its kind of output.
         unused: patterns (of `fnmatch`) of the names in published weights that scoring never reads.
+        float_inputs: inputs of layers that are far smaller than the others, so that 8 bits for all
+            would lose them: a plan with the same widths everywhere keeps them float (`half_in`).
         published_name: what `defakeq.detectors.build` knows it by; None: it was made otherwise.
     """
 
     interface: ClassVar[Interface]
     unused: ClassVar[tuple[str, ...]] = ()
+    float_inputs: ClassVar[dict[str, tuple[int, ...]]] = {}
     published_name: str | None = None
 
     @property

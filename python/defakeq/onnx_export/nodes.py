@@ -202,14 +202,15 @@ class Exporter:
             added = "" if bias is None else graph.constant(own, f"{name}.bias")
             if bias is not None and part.scale is not None and quantization and not self.exact:
                 added = self._int32_bias(own, part.scale * np.float32(quantization.scale), added)
-            results.append(self._apply(weight, x, part.name, added, layout))
+            own_x, groups = self._inputs_of_part(weight, part.outputs, x)
+            results.append(self._apply(weight, own_x, part.name, added, layout, groups))
             order.append(part.outputs)
         axis = 1 if layout == "nchw" else -1
         channels = np.concatenate(order)
         y = graph.op("Concat", *results, axis=axis) if len(results) > 1 else results[0]
         if half is not None:
             columns = half_in_parts(graph, name, weight)
-            extra = self._apply(weight, half, columns, "", layout)
+            extra = self._apply(weight, half, columns, "", layout, weight.groups)
             stored = weight.out_index
             if not np.array_equal(stored, channels):
                 where = np.argsort(stored)[np.searchsorted(np.sort(stored), channels)]
@@ -225,6 +226,19 @@ class Exporter:
             y = graph.op("Gather", y, graph.constant(place), axis=axis)
         return y
 
+    def _inputs_of_part(
+        self, weight: PackedWeight, outputs: NDArray[Any], x: str
+    ) -> tuple[str, int]:
+        """The input of some outputs of a convolution, and its groups: a group an output where
+        they leave groups uneven."""
+        groups = weight.groups
+        of_output = outputs // (weight.shape[0] // groups)
+        if np.array_equal(of_output, np.repeat(np.arange(groups), len(outputs) // groups)):
+            return x, groups
+        inputs = np.arange(weight.shape[1])
+        taken = (of_output[:, None] * len(inputs) + inputs).reshape(-1).astype(np.int64)
+        return self.graph.op("Gather", x, self.graph.constant(taken), axis=1), len(outputs)
+
     def _int32_bias(self, bias: NDArray[Any], scale: NDArray[Any], plain: str) -> str:
         levels = np.rint(bias.astype(np.float64) / scale)
         if np.abs(levels).max() >= 2**31 - 1:
@@ -233,14 +247,16 @@ class Exporter:
         constant = self.graph.constant(levels.astype(np.int32), "bias")
         return self.graph.op("DequantizeLinear", constant, self.graph.constant(scale), axis=0)
 
-    def _apply(self, weight: PackedWeight, x: str, w: str, bias: str, layout: str) -> str:
+    def _apply(
+        self, weight: PackedWeight, x: str, w: str, bias: str, layout: str, groups: int
+    ) -> str:
         graph = self.graph
         inputs = [x, w, *([bias] if bias else [])]
         if layout == "nchw" and weight.kind == "conv2d":
             pads = [*weight.padding, *weight.padding]
             return graph.op(
                 "Conv", *inputs, strides=list(weight.stride), pads=pads,
-                dilations=list(weight.dilation), group=weight.groups,
+                dilations=list(weight.dilation), group=groups,
             )  # fmt: skip
         y = graph.op("MatMul", x, graph.transpose(w, [1, 0]))
         return graph.op("Add", y, bias) if bias else y

@@ -84,125 +84,110 @@ DQ_INLINE void sum_widened(const GemmS8Args& a, int64_t row, const int8_t* w, in
   }
 }
 
-// Low-bit weights: int16 sums of `most` groups stay in registers.
-template <int R>
-DQ_INLINE void sum_chains(const GemmS8Args& a, int64_t most, int64_t row, const int8_t* w, int q,
-                          Sums<R>& acc) {
-  const int64_t length = a.steps * 4;
-  int16x8_t sum[R][kOutputs];
-  const auto clear = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 5
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kOutputs; ++n) sum[r][n] = vdupq_n_s16(0);
-    }
-  };
-  const auto widen = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 5
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kOutputs; ++n) acc[r][n] = vpadalq_s16(acc[r][n], sum[r][n]);
-    }
-  };
-  const auto add = [&](const int8x16_t(&wv)[kOutputs], int8x16_t xv, int r)
-                       __attribute__((always_inline)) {
-#pragma GCC unroll 4
-                         for (int n = 0; n < kOutputs; ++n) {
-                           sum[r][n] = vmlal_s8(sum[r][n], vget_low_s8(wv[n]), vget_low_s8(xv));
-                           sum[r][n] = vmlal_high_s8(sum[r][n], wv[n], xv);
-                         }
-                       };
-  clear();
-  int64_t left = most;
-  for (int t = 0; t < a.taps; ++t) {
-    const int8_t* x[R];
-#pragma GCC unroll 5
-    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    const int64_t groups = length / kGroup;
-    int64_t k = 0;
-    for (int64_t g = 0; g < groups;) {
-      const int64_t run = left < groups - g ? left : groups - g;
-      for (const int64_t end = k + run * kGroup; k < end; k += kGroup, w += kBlock * kGroup) {
-        int8x16_t wv[kOutputs];
-#pragma GCC unroll 4
-        for (int n = 0; n < kOutputs; ++n) wv[n] = vld1q_s8(w + (q * kOutputs + n) * kGroup);
-#pragma GCC unroll 5
-        for (int r = 0; r < R; ++r) add(wv, vld1q_s8(x[r] + k), r);
-      }
-      g += run;
-      left -= run;
-      if (left == 0) {
-        widen();
-        clear();
-        left = most;
-      }
-    }
-    if (const int64_t rest = length - k; rest > 0) {
-      int8x16_t wv[kOutputs];
-      for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(w + (q * kOutputs + n) * rest, rest);
-#pragma GCC unroll 5
-      for (int r = 0; r < R; ++r) add(wv, load_rest(x[r] + k, rest), r);
-      w += kBlock * rest;
-      if (--left == 0) {
-        widen();
-        clear();
-        left = most;
-      }
-    }
-  }
-  widen();
-}
-
 // What is left of each tap after its whole groups, for full tiles, whose groups go in assembly.
 template <int R>
-DQ_INLINE void add_rests(const GemmS8Args& a, int64_t row, const int8_t* w, int q, Sums<R>& acc) {
+DQ_INLINE void add_rests(const GemmS8Args& a, const int8_t* const* rows, const int8_t* w, int q,
+                         Sums<R>& acc) {
   const int64_t whole = a.steps / 4 * kGroup, rest = a.steps * 4 - whole;
   for (int t = 0; rest > 0 && t < a.taps; ++t) {
     const int8_t* from = w + t * a.steps * 64 + whole * kBlock;
     int8x16_t wv[kOutputs], xv[R];
     for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(from + (q * kOutputs + n) * rest, rest);
     for (int r = 0; r < R; ++r) {
-      xv[r] = load_rest(a.rows[row + r] + a.tap_offset[t] + whole, rest);
+      xv[r] = load_rest(rows[r] + a.tap_offset[t] + whole, rest);
     }
     add_widened<true, R>(wv, xv, acc);
   }
 }
 
-enum class Chain { kOne, kPair, kLong };
+template <int R>
+DQ_INLINE void clear(Sums<R>& acc) {
+#pragma GCC unroll 5
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kOutputs; ++n) acc[r][n] = vdupq_n_s32(0);
+  }
+}
 
-template <Chain kChain, int R>
-DQ_INLINE void tile(const GemmS8Args& a, int64_t most, const Finish& f, int64_t row, int block) {
+DQ_INLINE int32x4_t across(const int32x4_t (&acc)[kOutputs]) {
+  return vpaddq_s32(vpaddq_s32(acc[0], acc[1]), vpaddq_s32(acc[2], acc[3]));
+}
+
+template <bool kPaired, int R>
+DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block) {
   const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
   const int32_t* start = start_of(a, f, block);
   int32x4_t rows[R][kParts];
   for (int q = 0; q < kParts; ++q) {
     Sums<R> acc;
-#pragma GCC unroll 5
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kOutputs; ++n) acc[r][n] = vdupq_n_s32(0);
-    }
-    if constexpr (kChain == Chain::kLong) {
-      if constexpr (R == 5) {
-        add_chains(a, most, row, w + q * kOutputs * kGroup, acc);
-        add_rests<R>(a, row, w, q, acc);
-      } else {
-        sum_chains<R>(a, most, row, w, q, acc);
-      }
-    } else if constexpr (kChain == Chain::kPair && R == 4) {
+    clear<R>(acc);
+    if constexpr (kPaired && R == 4) {
       add_pairs(a, row, w + q * kOutputs * kGroup, acc);
-      add_rests<R>(a, row, w, q, acc);
+      add_rests<R>(a, a.rows + row, w, q, acc);
     } else {
-      sum_widened<kChain == Chain::kPair, R>(a, row, w, q, acc);
+      sum_widened<kPaired, R>(a, row, w, q, acc);
     }
 #pragma GCC unroll 5
-    for (int r = 0; r < R; ++r) {
-      const int32x4_t sum =
-          vpaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), vpaddq_s32(acc[r][2], acc[r][3]));
-      rows[r][q] = vaddq_s32(sum, vld1q_s32(start + q * 4));
-    }
+    for (int r = 0; r < R; ++r) rows[r][q] = vaddq_s32(across(acc[r]), vld1q_s32(start + q * 4));
   }
   finish_tile<R>(a, f, row, block, rows);
+}
+
+constexpr int kChainRows = 5;
+// Bytes of rows that are copied to lie in one piece, so that no tap is begun for every four
+// outputs.
+constexpr int64_t kPanel = 24 * 1024;
+
+// The rows' taps one after the other, 16 bytes or more each.
+void gather(const GemmS8Args& a, const int8_t* (&rows)[kChainRows], int8_t* panel) {
+  const int64_t length = a.steps * 4;
+  for (const int8_t*& row : rows) {
+    const int8_t* from = row;
+    row = panel;
+    for (int t = 0; t < a.taps; ++t) {
+      const int8_t* x = from + a.tap_offset[t];
+      int64_t k = 0;
+      for (; k + 64 <= length; k += 64, panel += 64) vst1q_s8_x4(panel, vld1q_s8_x4(x + k));
+      for (; k < length; k += 16, panel += 16) vst1q_s8(panel, vld1q_s8(x + k));
+    }
+  }
+}
+
+// Low-bit weights: int16 sums of `most` groups stay in registers. The rows after the last one are
+// the last one again, and are not stored.
+void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
+  alignas(64) int8_t panel[kPanel];
+  const bool whole = a.steps % 4 == 0;
+  const bool gathers = a.taps > 1 && whole && a.taps * a.steps * 4 * kChainRows <= kPanel;
+  const int64_t none = 0;
+  for (int64_t row = 0; row < a.m; row += kChainRows) {
+    const int64_t left = a.m - row, count = left < kChainRows ? left : kChainRows;
+    ChainRows x = {{}, a.tap_offset, a.taps, a.steps / 4, a.steps % 4 * 64};
+    for (int64_t r = 0; r < kChainRows; ++r) x.rows[r] = a.rows[row + (r < count ? r : count - 1)];
+    if (gathers) {
+      gather(a, x.rows, panel);
+      x.tap_offset = &none;
+      x.taps = 1;
+      x.groups *= a.taps;
+    }
+    for (int b = 0; b < a.blocks; ++b) {
+      const auto* w = reinterpret_cast<const int8_t*>(a.w + b * a.w_stride);
+      const int32_t* start = start_of(a, f, b);
+      int32x4_t sums[kChainRows][kParts];
+      for (int q = 0; q < kParts; ++q) {
+        sum_chains(x, most, w + q * kOutputs * kGroup, start + q * 4, &sums[0][q]);
+        if (!whole) {
+          Sums<kChainRows> acc;
+          clear<kChainRows>(acc);
+          add_rests<kChainRows>(a, x.rows, w, q, acc);
+          for (int r = 0; r < kChainRows; ++r) sums[r][q] = vaddq_s32(sums[r][q], across(acc[r]));
+        }
+      }
+      simd::with_rows<kChainRows>(static_cast<int>(count), [&]<int R>() {
+        finish_tile<R>(a, f, row, b, reinterpret_cast<const int32x4_t(&)[R][kParts]>(sums));
+      });
+    }
+  }
 }
 
 // Whether some two codes that one smull and smlal2 add up are both -128.
@@ -224,24 +209,21 @@ bool has_paired_extremes(const GemmS8Args& a, int block) {
   return vget_lane_u64(vreinterpret_u64_u8(found), 0) != 0;
 }
 
-template <Chain kChain, int kRows>
-void run(const GemmS8Args& a, int64_t most, const Finish& f, int block) {
-  simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) { tile<kChain, R>(a, most, f, row, block); });
-}
-
 }  // namespace
 
 void gemm_s8(const GemmS8Args& a) {
   const Finish f = finish_of(a, 1 << (a.bits - 1));
   // groups of two products a lane
   const int64_t most = a.bits == 8 ? 1 : ((int64_t{1} << (9 - a.bits)) - 1) / 2;
-  for (int b = 0; b < a.blocks; ++b) {
-    if (most > 1) {  // even where it can be: groups go in twos
-      run<Chain::kLong, 5>(a, most & ~int64_t{1}, f, b);
-    } else if (a.bits == 8 && has_paired_extremes(a, b)) {
-      run<Chain::kOne, 4>(a, 1, f, b);
-    } else {
-      run<Chain::kPair, 4>(a, 1, f, b);
+  if (most > 1) {  // even where it can be: groups go in twos
+    sum_low_bits(a, most & ~int64_t{1}, f);
+  } else {
+    for (int b = 0; b < a.blocks; ++b) {
+      if (a.bits == 8 && has_paired_extremes(a, b)) {
+        simd::for_tiles<3>(a.m, [&]<int R>(int64_t row) { tile<false, R>(a, f, row, b); });
+      } else {
+        simd::for_tiles<4>(a.m, [&]<int R>(int64_t row) { tile<true, R>(a, f, row, b); });
+      }
     }
   }
   if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);

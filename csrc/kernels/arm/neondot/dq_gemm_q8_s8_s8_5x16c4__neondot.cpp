@@ -250,7 +250,7 @@ void gemm_s8(const GemmS8Args& a) {
       const int32_t* start = start_of(a, f, b);
       if constexpr (R == kRows) {
         const int col = b * kBlock;
-        if (f.int8_only && f.plain.bare && a.n - col >= kBlock) {
+        if (f.int8_only && f.plain.bare && a.post.residual == nullptr && a.n - col >= kBlock) {
           const Tail tail = {zero + col,
                              a.scale + col,
                              a.bias + col,

@@ -8,6 +8,7 @@
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/dw_interleave.h"
+#include "kernels/x86/avx512vnni/dw_pairs.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
@@ -87,62 +88,6 @@ DQ_INLINE void pair_dots(const Wide& k, int64_t ox, __m512i (&acc)[2][kLanes]) {
   }
 }
 
-// Row pairs with the plain int8 epilogue. One vector of the quadruple at a time runs along the row,
-// so that its weights and parameters stay in registers and every column is loaded once; the results
-// wait as int16 in k.words for the bytes of the whole quadruple.
-template <bool kFactor, bool kRelu>
-void pair_words(const Wide& k, int j) {
-  const int64_t out_w = k.out_w;
-  const __m512i* w = k.weight + j;
-  const __m512i top[3] = {w[0], w[kLanes], w[2 * kLanes]};
-  const __m512i bottom[3] = {w[3 * kLanes], w[4 * kLanes], w[5 * kLanes]};
-  const __m512i correction = k.correction[j], factor = k.factor[j];
-  const __m512 scale = k.scale[j], bias = k.bias[j], high = _mm512_set1_ps(k.a->post.high);
-  const __m512i ones_top = _mm512_set1_epi32(0x00010101);
-  const __m512i ones_bottom = _mm512_set1_epi32(0x01010100);
-  const __m512i zero = _mm512_setzero_si512();
-  const auto words = [&](__m512i acc) __attribute__((always_inline)) {
-    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, bias);
-    if constexpr (kRelu) y = _mm512_max_ps(y, _mm512_setzero_ps());
-    return _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(high, y)));
-  };
-  const __m512i* x = k.columns + j;
-  __m512i x0 = x[0], x1 = x[kLanes];
-  __m512i s0[2] = {zero, zero}, s1[2] = {zero, zero};
-  if constexpr (kFactor) {
-    s0[0] = _mm512_dpbusd_epi32(zero, x0, ones_top);
-    s0[1] = _mm512_dpbusd_epi32(zero, x0, ones_bottom);
-    s1[0] = _mm512_dpbusd_epi32(zero, x1, ones_top);
-    s1[1] = _mm512_dpbusd_epi32(zero, x1, ones_bottom);
-  }
-  for (int64_t ox = 0; ox < out_w; ++ox) {
-    const __m512i x2 = x[(ox + 2) * kLanes];
-    __m512i a = _mm512_dpbusd_epi32(correction, x0, top[0]);
-    __m512i b = _mm512_dpbusd_epi32(correction, x0, bottom[0]);
-    a = _mm512_dpbusd_epi32(a, x1, top[1]);
-    b = _mm512_dpbusd_epi32(b, x1, bottom[1]);
-    a = _mm512_dpbusd_epi32(a, x2, top[2]);
-    b = _mm512_dpbusd_epi32(b, x2, bottom[2]);
-    if constexpr (kFactor) {
-      const __m512i s2[2] = {_mm512_dpbusd_epi32(zero, x2, ones_top),
-                             _mm512_dpbusd_epi32(zero, x2, ones_bottom)};
-      const __m512i top_sum = _mm512_add_epi32(_mm512_add_epi32(s0[0], s1[0]), s2[0]);
-      const __m512i bottom_sum = _mm512_add_epi32(_mm512_add_epi32(s0[1], s1[1]), s2[1]);
-      // both fit 16 bits, and the sums' upper halves are zero
-      a = _mm512_dpwssd_epi32(a, top_sum, factor);
-      b = _mm512_dpwssd_epi32(b, bottom_sum, factor);
-      s0[0] = s1[0];
-      s0[1] = s1[1];
-      s1[0] = s2[0];
-      s1[1] = s2[1];
-    }
-    x0 = x1;
-    x1 = x2;
-    k.words[ox * kLanes + j] = words(a);
-    k.words[(out_w + ox) * kLanes + j] = words(b);
-  }
-}
-
 // The int16 results of `rows` output rows from oy on become bytes.
 void store_words(const Wide& k, int64_t oy, int rows) {
   const DwS8Args& a = *k.a;
@@ -179,16 +124,6 @@ void store_words(const Wide& k, int64_t oy, int rows) {
       _mm256_mask_storeu_epi8(out + (row * a.out_w + x) * a.out_stride, mask,
                               _mm256_maskz_loadu_epi8(mask, from));
     }
-  }
-}
-
-template <bool kFactor, bool kRelu>
-void pairs_plain(const Wide& k) {
-  const DwS8Args& a = *k.a;
-  for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
-    interleave(k, oy - a.padding[0], k.columns);
-    for (int j = 0; j < kLanes; ++j) pair_words<kFactor, kRelu>(k, j);
-    store_words(k, oy, oy + 1 < a.oy1 ? 2 : 1);
   }
 }
 
@@ -416,10 +351,6 @@ Variant words_variant(const DwS8Args& a) {
   const bool one = a.stride[0] == 1;
   if (plain_float(a)) return bands_variant<kFactor, true>(a.kernel[0], one);
   if (!plain_int8(a)) return nullptr;
-  if (a.kernel[0] == 3 && one) {
-    return a.post.activation == Activation::kRelu ? pairs_plain<kFactor, true>
-                                                  : pairs_plain<kFactor, false>;
-  }
   return bands_variant<kFactor, false>(a.kernel[0], one);
 }
 
@@ -452,12 +383,16 @@ void dw_s8(const DwS8Args& a) {
   k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
   const bool factor = a.window_factor != nullptr;
   const Variant words = factor ? words_variant<true>(a) : words_variant<false>(a);
+  const bool pairs =
+      words != nullptr && a.kernel[0] == 3 && a.stride[0] == 1 && plain_int8(a) && a.out_w >= kX;
   const Variant other = factor ? other_variant<true>(a) : other_variant<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
-    k.segments = words == nullptr || k.groups > 2 || a.out_w < 2 * kLanes ? 1 : kLanes / k.groups;
+    k.segments = words == nullptr || k.groups > (pairs ? 1 : 2) || a.out_w < 2 * kLanes
+                     ? 1
+                     : kLanes / k.groups;
     k.out_w = (a.out_w + k.segments - 1) / k.segments;
     const int repeat = kLanes / k.segments;
     const int8_t* weight = a.weight + k.c0 * taps * 4;
@@ -484,7 +419,11 @@ void dw_s8(const DwS8Args& a) {
         k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
       }
     }
-    words != nullptr ? words(k) : other(k);
+    if (k.segments == 1 && pairs && row_pairs_fit(k)) {
+      row_pairs(k);
+    } else {
+      words != nullptr ? words(k) : other(k);
+    }
   }
 }
 

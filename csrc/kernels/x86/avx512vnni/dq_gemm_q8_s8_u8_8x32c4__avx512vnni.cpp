@@ -330,7 +330,8 @@ DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, flo
 // an image come from beyond the second-level cache, and few rows do not hide that.
 constexpr int64_t kFewRows = 256;
 
-template <int R, int NB>
+// kAhead: asks for the weights of the next blocks meanwhile.
+template <int R, int NB, bool kAhead = false>
 DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
   const int col = first_block * kBlock;
   alignas(64) float sums[R * NB * kBlock];
@@ -357,32 +358,25 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
     const int8_t* x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    const auto run = [&]<bool kAhead>() __attribute__((always_inline)) {
-      for (int64_t k = 0; k < length; k += 4) {
-        // One index register for all rows: left alone, the compiler keeps and increments a pointer
-        // a row, and the extra instructions cost the out-of-order window.
-        asm("" : "+r"(k));
-        __m512i wv[NB];
+    for (int64_t k = 0; k < length; k += 4) {
+      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
+      // row, and the extra instructions cost the out-of-order window.
+      asm("" : "+r"(k));
+      __m512i wv[NB];
 #pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) {
-          wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
-          if constexpr (kAhead) {
-            _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
-                         _MM_HINT_T1);
-          }
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const __m512i xv = broadcast4(x[r] + k);
-#pragma GCC unroll 2
-          for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+      for (int b = 0; b < NB; ++b) {
+        wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
+        if constexpr (kAhead) {
+          _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
+                       _MM_HINT_T1);
         }
       }
-    };
-    if (a.m > kFewRows) [[likely]] {
-      run.template operator()<false>();
-    } else {
-      run.template operator()<true>();
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const __m512i xv = broadcast4(x[r] + k);
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
+      }
     }
 #pragma GCC unroll 2
     for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
@@ -411,12 +405,27 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
   finish_units<NB>(a, row, R, col, bias, all);
 }
 
+// Weights that are read once an image come from beyond the second-level cache, which few rows do
+// not hide: up to so many, the first tile runs ahead. Blocks of several taps are long enough for
+// the hardware to do that by itself.
+constexpr int64_t kFewRows = 256;
+
+template <int R>
+[[gnu::noinline]] void first_tile(const GemmS8Args& a, Finish how, bool one_zero, int block) {
+  tile<R, 2, true>(a, how, one_zero, 0, block);
+}
+
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
   const Finish how = finish_of(a, block * kBlock, NB);
   const bool one_zero = one_zero_point(a, block * kBlock, NB);
-  simd::for_tiles<kTileRows>(
-      a.m, [&]<int R>(int64_t row) { tile<R, NB>(a, how, one_zero, row, block); });
+  const bool ahead = a.m <= kFewRows && a.taps == 1;
+  simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) {
+    if constexpr (NB == 2 && R >= 7) {
+      if (ahead && row == 0) return first_tile<R>(a, how, one_zero, block);
+    }
+    tile<R, NB>(a, how, one_zero, row, block);
+  });
 }
 
 }  // namespace
