@@ -258,6 +258,22 @@ def test_calls_by_keyword_and_scripted_models_are_refused_by_name() -> None:
         defakeq.convert(scripted, x, plan, x)
 
 
+@pytest.mark.parametrize("backend", ["modules", "program"])
+@pytest.mark.parametrize(("batches", "found"), [([], "no"), (iter(()), "no"), (3, "int")])
+def test_calibration_has_batches(backend: str, batches: Any, found: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    plan = QuantPlan.uniform(model, 8)
+    with pytest.raises(ValueError, match=f"calibration: found {found}"):
+        defakeq.convert(model, torch.randn(2, 4), plan, batches, backend)
+
+
+def test_programs_need_an_image() -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    x, plan = torch.randn(0, 4), QuantPlan.uniform(model, 8)
+    with pytest.raises(ValueError, match=r"example_inputs: found shape \[0, 4\]; accepted is"):
+        defakeq.convert(model, x, plan, [torch.randn(1, 4)], backend="program")
+
+
 @pytest.mark.parametrize(
     ("levels", "slope", "start"),
     [
@@ -307,4 +323,4 @@ def test_first_layers_are_rounded_for_pictures(backend, monkeypatch):
         with torch.no_grad():
             error.append(float((converted(x) - model(x)).norm() / model(x).norm()))
         monkeypatch.setattr(conversion, "round_first_layers", lambda model, plan, batches: plan)
-    assert error[0] < 0.75 * error[1], error
+    assert error[0] < 0.6 * error[1], error

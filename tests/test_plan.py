@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,3 +123,22 @@ def test_validation_names_every_wrong_layer() -> None:
         strict=True,
     ):
         assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("model", "skip", "message"),
+    [
+        (None, (), "model: found NoneType; accepted is a torch.nn.Module"),
+        (nn.Linear(2, 2), 0, "skip: found 0; accepted is names"),
+        (nn.Linear(2, 2), ["", 1], "skip: found 1; accepted is names"),
+    ],
+)
+def test_uniform_refuses_by_name(model: Any, skip: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantPlan.uniform(model, 8, skip=skip)
+
+
+@pytest.mark.parametrize("text", [None, b"\xff", "[" * 100_000])
+def test_what_is_no_text_of_a_plan_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="plan: found no JSON"):
+        QuantPlan.from_json(text)

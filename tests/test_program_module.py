@@ -132,7 +132,7 @@ def test_what_has_no_batch_is_refused_by_name() -> None:
     converted = convert(Two(), (x, torch.ones(4, 1)), plan, backend="program")
     with pytest.raises(ValueError, match=r"shift: found shape \[1, 1\]; accepted is one entry"):
         converted(x, torch.ones(1, 1))
-    with pytest.raises(ValueError, match=r"inputs: found shape \[1\]; accepted is tensors with"):
+    with pytest.raises(ValueError, match=r"example_inputs: found shape \[1\]; accepted is"):
         convert(Two(), (x, torch.ones(1)), plan, backend="program")
     with pytest.raises(ValueError, match="one number for all images; accepted is outputs with"):
         convert(Mean(), (x, torch.ones(4, 1)), plan, backend="program")

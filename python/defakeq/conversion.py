@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -80,6 +80,9 @@ def convert(
         raise ValueError(f"observer: found {observer!r}; accepted is one of {OBSERVERS}")
     if not isinstance(plan, QuantPlan):
         raise ValueError(f"plan: found {type(plan).__name__}; accepted is a QuantPlan")
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        found = type(model).__name__
+        raise ValueError(f"model: found {found}; accepted is a torch.nn.Module, not scripted")
     plan.validate(model)
     static = [name for name, layer in plan.layers.items() if layer.act_bits is not None]
     if static and calibration is None:
@@ -93,18 +96,22 @@ def convert(
     drop_constants(converted, plan, inputs)
     if isinstance(calibration, (Tensor, Mapping)):
         calibration = [calibration]
+    if calibration is not None and not isinstance(calibration, Iterable):
+        found = type(calibration).__name__
+        raise ValueError(f"calibration: found {found}; accepted is batches")
+    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
     fold_batch_norm(converted, inputs)
     if static:
         calibration = list(calibration or ())
         batches = [as_inputs("calibration", batch) for batch in calibration]
         plan = round_first_layers(converted, plan, batches)
     if backend == "program":
-        batches = [as_inputs("calibration", batch) for batch in calibration or [example_inputs]]
+        given = [example_inputs] if calibration is None else calibration
+        batches = [as_inputs("calibration", batch) for batch in given]
         program = lower(converted, inputs, plan, batches, observer)
         program.surroundings = Surroundings.of(converted)
         return _placed(program, target, cuda_graph)
 
-    call_layers(converted, [converted.get_submodule(name) for name in plan.layers])
     pruned = {name: _prunes(converted, name, layer) for name, layer in plan.layers.items()}
     fused = fuse_activations(converted, inputs, pruned)
     acts = calibrate(converted, plan, fused, static, calibration or (), observer)
@@ -152,6 +159,18 @@ def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     """Every planned layer is called by the example inputs and has nothing that a swap drops."""
     called: set[str] = set()
     handles = []
+
+    def noting(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+            if kwargs:
+                raise ValueError(
+                    f"layer {name!r}: found a call with the keyword {next(iter(kwargs))!r}; "
+                    "accepted is layers that are called with one positional argument"
+                )
+            called.add(name)
+
+        return hook
+
     for name in plan.layers:
         module = model.get_submodule(name)
         if module._forward_hooks or module._forward_pre_hooks:
@@ -159,7 +178,7 @@ def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
                 f"layer {name!r}: found forward hooks, which do not survive a swap; accepted is a "
                 "layer without them"
             )
-        handles.append(module.register_forward_hook(lambda *_, name=name: called.add(name)))
+        handles.append(module.register_forward_hook(noting(name), with_kwargs=True))
     args, kwargs = inputs
     try:
         with torch.no_grad():
@@ -204,10 +223,9 @@ def _check_converted(model: nn.Module, inputs: Inputs) -> None:
     """The swapped layers are all reached, and nothing reads what they no longer have."""
     reached: set[int] = set()
     layers = quant_layers(model)
-    handles = [
-        layer.register_forward_hook(lambda module, *_: reached.add(id(module)))
-        for layer in layers.values()
-    ]
+    # No hooks: some modules take another path where layers have them.
+    for layer in layers.values():
+        layer.forward = _noting(layer, reached)  # type: ignore[method-assign]
     args, kwargs = inputs
     try:
         with torch.no_grad():
@@ -218,11 +236,21 @@ def _check_converted(model: nn.Module, inputs: Inputs) -> None:
             "that its code reads other than by calling them out of the plan"
         ) from error
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers.values():
+            del layer.forward
     for name, layer in layers.items():
         if id(layer) not in reached:
             raise RuntimeError(
                 f"layer {name!r}: the model holds the layer in a place that a swap cannot reach; "
                 "leave it out of the plan"
             )
+
+
+def _noting(layer: QuantLayer, reached: set[int]) -> Callable[..., Any]:
+    forward = layer.forward
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reached.add(id(layer))
+        return forward(*args, **kwargs)
+
+    return call

@@ -171,7 +171,11 @@ class QuantPlan:
         Raises:
             ValueError: an entry of `skip` that matches no module, or a wrong width.
         """
-        skip = (skip,) if isinstance(skip, str) else tuple(skip)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: found {type(model).__name__}; accepted is a torch.nn.Module")
+        skip = (skip,) if not isinstance(skip, Iterable) or isinstance(skip, str) else tuple(skip)
+        if wrong := [entry for entry in skip if not isinstance(entry, str)]:
+            raise ValueError(f"skip: found {wrong[0]!r}; accepted is names of the model's modules")
         layers = quantizable_layers(model)
         for entry in skip:
             if not any(_skips(entry, name) for name in layers):
@@ -211,7 +215,7 @@ class QuantPlan:
         """
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"plan: found no JSON ({error}); accepted is a plan's text") from None
         if not isinstance(document, dict) or not isinstance(document.get("layers"), dict):
             raise ValueError('plan: found no "layers" object; accepted is a plan\'s text')

@@ -94,10 +94,10 @@ def _odd_type(node: Node, captured: Captured) -> str | None:
 
 def _first(inputs: Inputs) -> Inputs:
     for x in _tensors(inputs):
-        if x.dim() == 0 or len(x) != len(_tensors(inputs)[0]):
+        if x.dim() == 0 or len(x) == 0 or len(x) != len(_tensors(inputs)[0]):
             raise ValueError(
-                f"inputs: found shape {list(x.shape)}; accepted is tensors with one entry for each "
-                "image of the first"
+                f"example_inputs: found shape {list(x.shape)}; accepted is tensors with one entry "
+                "for each image of the first, at least one"
             )
     first: Inputs = tree_map(_one, inputs)
     return first
