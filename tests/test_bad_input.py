@@ -452,6 +452,49 @@ OTHERS = [
         "degrade: found 'jpeg:9'",
     ),
     ("check nothing", "data check --data {tmp}/none --dataset DFDC", 2, "which is no folder"),
+    # convert, compress
+    (
+        "convert what",
+        "convert --detector nrp --data {tmp} --out {tmp}/x.dfq",
+        2,
+        "nearest: 'npr'",
+    ),
+    (
+        "convert without weights",
+        "convert --detector meso4 --weights {tmp}/none.pth --data {tmp} --out {tmp}/x.dfq",
+        2,
+        "none.pth: found no file",
+    ),
+    (
+        "convert with text",
+        "convert --detector meso4 --weights {tmp}/text.dfq --data {tmp} --out {tmp}/x.dfq",
+        2,
+        "text.dfq",
+    ),
+    (
+        "convert without pictures",
+        "convert --detector meso4 --data {tmp}/nothing --out {tmp}/x.dfq",
+        2,
+        "found no picture or video in this folder",
+    ),
+    (
+        "convert to nowhere",
+        "convert --detector meso4 --data {tmp} --out {tmp}/no/x.dfq",
+        2,
+        "out: found .*whose folder",
+    ),
+    (
+        "compress what",
+        "compress --detector nrp --data {tmp} --out {tmp}/x.dfq",
+        2,
+        "nearest: 'npr'",
+    ),
+    (
+        "compress without pictures",
+        "compress --detector meso4 --data {tmp}/nothing --out {tmp}/x.dfq",
+        2,
+        "found no picture or video in this folder",
+    ),
     # demo, export
     ("demo without a face", "demo {tmp}/wall.png --out {tmp}/demo", 2, "wall.png: no face found"),
     ("export nothing", "export {tmp}/none.dfq --onnx {tmp}/x.onnx", 2, "none.dfq"),

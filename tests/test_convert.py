@@ -323,4 +323,4 @@ def test_first_layers_are_rounded_for_pictures(backend, monkeypatch):
         with torch.no_grad():
             error.append(float((converted(x) - model(x)).norm() / model(x).norm()))
         monkeypatch.setattr(conversion, "round_first_layers", lambda model, plan, batches: plan)
-    assert error[0] < 0.6 * error[1], error
+    assert error[0] < 0.75 * error[1], error

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from defakeq.evaluate import saliency
 from defakeq.faces import Box, crop_square, find_faces, margin_box
 from defakeq.images import read_image
-from defakeq.scorer import Scorer
+from defakeq.scorer import Scorer, kinds
 
 ByteImage = NDArray[np.uint8]
 
 SIDE = 320  # pixels of a panel
-KINDS = ("compressed", "float")
 _BAR = 44
 
 
@@ -36,19 +35,19 @@ class Explanation:
 
 
 def explain(path: Path, scorers: Sequence[Scorer], cells: int = 10) -> Explanation:
-    """Return where networks (the compressed one first, then a float one) look in a picture.
+    """Return where networks (the one in question, then a float one) look in a picture.
 
     The maps have ``cells`` by ``cells`` patches. Raises ``ValueError`` that names a file that is no
     picture, or another number of networks.
     """
-    if not 1 <= len(scorers) <= len(KINDS):
+    if not 1 <= len(scorers) <= 2:
         raise ValueError(f"scorers: found {len(scorers)}, accepted: one or two")
     image = read_image(path)
     boxes = find_faces(image)
     crop = crop_square(image, margin_box(boxes[0])) if boxes else image
     scores = {
         kind: float(scorer.score(scorer.prepare(crop)[None])[0])
-        for kind, scorer in zip(KINDS, scorers, strict=False)
+        for kind, scorer in zip(kinds(scorers), scorers, strict=True)
     }
     crop = np.asarray(cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
     maps = [saliency.occlusion(scorer, crop, cells) for scorer in scorers]

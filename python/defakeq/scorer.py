@@ -47,6 +47,15 @@ class Scorer:
             getattr(module, "score", None)
         )
 
+    @property
+    def packed(self) -> bool:
+        """Whether some of its layers run on packed weights."""
+        from defakeq.lower import ProgramModule
+        from defakeq_kernels.nn import QuantLayer
+
+        found = self.module.modules()
+        return any(isinstance(module, QuantLayer | ProgramModule) for module in found)
+
     def prepare(self, image: ByteImage) -> NDArray[Any]:
         """Return a picture as the array that :meth:`score` takes a stack of."""
         if not self.own:
@@ -225,3 +234,8 @@ def latencies(scorers: Sequence[Scorer], picture: ByteImage, repeats: int = 20) 
                 if turn >= 2:  # the first turns warm up
                     spent.append((time.perf_counter() - start) * 1e3)
     return [statistics.median(spent) for spent in times]
+
+
+def kinds(scorers: Sequence[Scorer]) -> tuple[str, ...]:
+    """What tables call a network and the float one beside it, if there is one."""
+    return ("compressed" if scorers[0].packed else "evaluated", "float")[: len(scorers)]

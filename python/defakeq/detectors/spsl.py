@@ -43,6 +43,11 @@ class PhasePicture(nn.Module):
         size: height and width, even.
     """
 
+    across: Tensor
+    down: Tensor
+    back: Tensor
+    last: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         half = size // 2 + 1
@@ -64,7 +69,7 @@ class PhasePicture(nn.Module):
         twice = torch.full((half,), 2.0, dtype=torch.float64)
         twice[0] = twice[-1] = 1.0
         last = torch.cat([cos[:, :half] * twice, -sin[:, :half] * twice], 1) / size
-        self.size, self.half = size, half
+        self.size, self.columns = size, half
         self.register_buffer("across", _in_two(across), persistent=False)
         self.register_buffer("down", _in_two(down), persistent=False)
         self.register_buffer("back", (back * share).float(), persistent=False)
@@ -76,7 +81,7 @@ class PhasePicture(nn.Module):
 
     def by_matrices(self, x: Tensor) -> Tensor:
         """The same without a Fourier transform of torch's."""
-        size, half = self.size, self.half
+        size, half = self.size, self.columns
         grey = x.mean(1, keepdim=True)
         rows = F.linear(torch.cat([grey, grey], 3), self.across)
         columns = rows.reshape(-1, 1, size, 2, half).permute(0, 1, 4, 3, 2)

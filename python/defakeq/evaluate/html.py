@@ -162,6 +162,7 @@ def page(
         rows.append(row)
     head = ["network", "size", "time a face", *(f"{n}, video AUC" for n in document["datasets"])]
     ratio = ""
+    first = next(iter(networks))
     if {"compressed", "float"} <= set(networks):
         smaller = networks["float"]["bytes"] / max(1, networks["compressed"]["bytes"])
         ratio = f"<p>The compressed network is {smaller:.1f} times smaller"
@@ -175,7 +176,7 @@ def page(
     ]
     return whole(
         "evaluation",
-        f"Evaluation of {networks['compressed']['name']}",
+        f"Evaluation of {networks[first]['name']}",
         f"{table(head, rows)}{ratio}"
         f'<p class="note">Settings: {escape(settings)}. A video\'s score is the mean of its '
         "frames'. Intervals: 95 %, from a bootstrap over videos. Scores are probabilities of a "

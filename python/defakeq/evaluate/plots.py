@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from defakeq import metrics
 
-COLORS = {"compressed": "#2563eb", "float": "#d97706"}
+COLORS = {"compressed": "#2563eb", "evaluated": "#2563eb", "float": "#d97706"}
 CLASSES = {"real": "#0d9488", "forged": "#dc2626"}
 _SIDE, _LEFT, _BOTTOM, _TOP, _RIGHT = 260, 46, 40, 24, 12
 

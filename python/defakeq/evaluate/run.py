@@ -23,9 +23,7 @@ from defakeq import metrics
 from defakeq.data import Dataset, open_dataset
 from defakeq.evaluate import html, plots, saliency, shards
 from defakeq.evaluate.shards import Scores, World
-from defakeq.scorer import Scorer, latencies, open_float, open_model
-
-KINDS = ("compressed", "float")
+from defakeq.scorer import Scorer, kinds, latencies, open_float, open_model
 
 
 @dataclass(frozen=True)
@@ -213,11 +211,9 @@ def _score(
             )
 
 
-def _networks(scores: Scores) -> dict[str, NDArray[np.float64]]:
-    found = {"compressed": scores.compressed}
-    if scores.floating is not None:
-        found["float"] = scores.floating
-    return found
+def _networks(scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    values = (scores.compressed, scores.floating)
+    return {name: found for name, found in zip(names, values, strict=False) if found is not None}
 
 
 def _document(
@@ -231,7 +227,7 @@ def _document(
         "version": shards.VERSION,
         "networks": {
             kind: {"name": scorer.name, "bytes": scorer.size, "sha256": scorer.digest}
-            for kind, scorer in zip(KINDS, scorers, strict=False)
+            for kind, scorer in zip(kinds(scorers), scorers, strict=True)
         },
         "settings": {
             "split": settings.split,
@@ -243,11 +239,13 @@ def _document(
         "datasets": {},
     }
     for name, found in data.items():
-        document["datasets"][name] = _measured(settings, found, scores[name])
+        document["datasets"][name] = _measured(settings, found, scores[name], kinds(scorers))
     return document
 
 
-def _measured(settings: Settings, data: Dataset, scores: Scores) -> dict[str, Any]:
+def _measured(
+    settings: Settings, data: Dataset, scores: Scores, names: Sequence[str]
+) -> dict[str, Any]:
     if len(scores.indices) == 0:
         counts = ", ".join(f"{n} x {kind}" for kind, n in scores.report.counts().items())
         raise ValueError(f"{data.name}: found no picture that can be read ({counts})")
@@ -266,7 +264,7 @@ def _measured(settings: Settings, data: Dataset, scores: Scores) -> dict[str, An
             settings.seed,
         )
 
-    networks = _networks(scores)
+    networks = _networks(scores, names)
     everything = np.ones(len(labels), bool)
     rows: dict[str, dict[str, Any]] = {}
     if 0 < labels.sum() < len(labels):
@@ -344,6 +342,7 @@ def _misses(settings: Settings, found: Evaluation, name: str) -> list[str]:
     rows = _worst(settings, data, found.scores[name])
     pictures = _pictures(data, [row[0] for row in rows])
     out = []
+    names = kinds(found.scorers)
     for position, score, floating in rows:
         if position not in pictures:
             continue
@@ -351,14 +350,14 @@ def _misses(settings: Settings, found: Evaluation, name: str) -> list[str]:
         views = [("picture", picture)]
         maps = [saliency.occlusion(scorer, picture) for scorer in found.scorers]
         limit = max(float(np.abs(values).max()) for values in maps)
-        for kind, values in zip(KINDS, maps, strict=False):
+        for kind, values in zip(names, maps, strict=True):
             views.append((kind, saliency.overlay(picture, values, limit)))
         if len(found.scorers) > 1:
             slope = saliency.gradient(found.scorers[1], picture)
             if slope is not None:
                 views.append(("float, gradient", saliency.overlay(picture, slope)))
         truth = f"forged ({sample.family})" if sample.label else "real"
-        text = f"{sample.key}: {truth}, compressed {score:.3f}"
+        text = f"{sample.key}: {truth}, {names[0]} {score:.3f}"
         out.append(html.miss(views, text + ("" if floating is None else f", float {floating:.3f}")))
     return out
 
@@ -371,7 +370,7 @@ def to_html(settings: Settings, found: Evaluation, timing: dict[str, float]) -> 
         scores = found.scores[name]
         labels = np.array([data.samples[index].label for index in scores.indices], np.int64)
         videos = [data.samples[index].video for index in scores.indices]
-        networks = _networks(scores)
+        networks = _networks(scores, kinds(found.scorers))
         by_video = {kind: metrics.by_video(videos, labels, p) for kind, p in networks.items()}
         drawn[name] = [
             plots.roc(labels, networks, "ROC of frames"),
@@ -394,7 +393,7 @@ def timing(settings: Settings, found: Evaluation) -> dict[str, float]:
         for position in range(min(8, len(data))):
             for picture in _pictures(data, [position]).values():
                 values = latencies(found.scorers, picture, settings.latency)
-                return dict(zip(KINDS, values, strict=False))
+                return dict(zip(kinds(found.scorers), values, strict=True))
     return {}
 
 
