@@ -23,11 +23,12 @@ rm -rf "$package" && mkdir -p "$package"
 cp -r defakeq_kernels "$package"
 rm -f "$package"/defakeq_kernels/*.so
 cmake --install "$build" --prefix "$package/defakeq_kernels" --component python >/dev/null
-PYTHONPATH=. "$python" tools/arm/torch_check.py >"$build/here.txt"
+rm -f "$build/layer.pt"
+PYTHONPATH=. "$python" tools/arm/torch_check.py "$build/layer.pt" >"$build/here.txt"
 for cpu in cortex-a76 max; do
   echo "== $cpu"
   PYTHONPATH=$package:$site tools/arm/emulate.sh "$cpu" python3 tools/arm/torch_check.py \
-    >"$build/there.txt"
+    "$build/layer.pt" >"$build/there.txt"
   cat "$build/there.txt"
   cmp "$build/here.txt" "$build/there.txt"
 done
