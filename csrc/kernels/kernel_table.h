@@ -171,10 +171,8 @@ struct InterpolateAxis;
 struct KernelTable {
   const char* isa;
   void (*gemm_s8)(const GemmS8Args&);
-  bool fuses_half_inputs;  // whether gemm_s8 reads half_rows
   void (*gemv_s8)(const GemmS8Args&);
   void (*gemm_f32)(const GemmF32Args&);
-  bool f32_reads_bytes;  // whether gemm_f32 reads `bytes`
   void (*dw_s8)(const DwS8Args&);
   size_t (*dw_s8_scratch)(const DwS8Args&);
   void (*dw_f32)(const DwF32Args&);
@@ -221,6 +219,10 @@ struct KernelTable {
                     int64_t begin, int64_t end);
   void (*to_nchw)(const Operand& x, int64_t channels, int64_t pixels, float* out, int64_t begin,
                   int64_t end);
+
+  // What the functions above can do beyond what each of them must.
+  bool fuses_half_inputs;  // gemm_s8 reads half_rows
+  bool f32_reads_bytes;    // gemm_f32 reads `bytes`
 };
 
 const KernelTable* kernel_table_scalar();

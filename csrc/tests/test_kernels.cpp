@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -685,10 +686,8 @@ constexpr Kernel kKernels[] = {
 };
 // From lookup on, test_nodes.cpp compares them through their operators.
 constexpr size_t kNodeKernels = 15;
-// fuses_half_inputs and f32_reads_bytes, each padded to a pointer
-constexpr size_t kFlags = 2;
-static_assert(sizeof(KernelTable) == sizeof(const char*) + kFlags * alignof(KernelTable) +
-                                         (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
+static_assert(offsetof(KernelTable, fuses_half_inputs) ==
+                  sizeof(const char*) + (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
               "every function of the kernel table is listed in kKernels with its check");
 
 struct Isa {
