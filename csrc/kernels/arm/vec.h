@@ -19,6 +19,10 @@ struct Vec {
   static I load_i(const int32_t* p) { return vld1q_s32(p); }
   static I set1_i(int32_t v) { return vdupq_n_s32(v); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  template <int kLane>
+  static F fma_lane(F a, F x, F c) {
+    return vfmaq_laneq_f32(c, a, x, kLane);
+  }
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
@@ -27,15 +28,19 @@ DQ_INLINE void gemm_f32_finish(const GemmF32Args& a, int64_t row, int block,
   finish_block<V>(a.post, a.out, a.out_stride, row, col, left < kBlock ? left : kBlock, acc);
 }
 
-template <class V, int R, int NB>
+// fma_lane<i>(a, x, c) is fma(a, set1(x[i]), c) in one instruction.
+template <class V>
+concept kFmaByLane = requires(typename V::F v) { V::template fma_lane<0>(v, v, v); };
+
+// Of each block the first P vectors; the lanes of the others do not matter.
+template <class V, int R, int NB, int P = kBlock / V::W>
 DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block) {
-  constexpr int kParts = kBlock / V::W;
-  typename V::F acc[R][NB][kParts];
+  typename V::F acc[R][NB][P];
   const float* w[NB];
   for (int b = 0; b < NB; ++b) w[b] = a.w + (first_block + b) * a.w_stride;
   for (int r = 0; r < R; ++r) {
     for (int b = 0; b < NB; ++b) {
-      for (int i = 0; i < kParts; ++i) {
+      for (int i = 0; i < P; ++i) {
         if (a.chain_from_bias) {
           const int at = (first_block + b) * kBlock + i * V::W;
           acc[r][b][i] =
@@ -50,9 +55,30 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
   for (int t = 0; t < a.taps; ++t) {
     const float* x[R];
     for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    for (int64_t k = 0; k < a.length; ++k) {
+    int64_t k = 0;
+    if constexpr (kFmaByLane<V>) {
+      for (; k + V::W <= a.length; k += V::W) {
+        typename V::F xv[R];
+        for (int r = 0; r < R; ++r) xv[r] = V::load(x[r] + k);
+        const auto step = [&]<int kLane>() __attribute__((always_inline)) {
+          for (int b = 0; b < NB; ++b) {
+            for (int i = 0; i < P; ++i) {
+              const typename V::F wv = V::load(w[b] + i * V::W);
+              for (int r = 0; r < R; ++r) {
+                acc[r][b][i] = V::template fma_lane<kLane>(wv, xv[r], acc[r][b][i]);
+              }
+            }
+            w[b] += kBlock;
+          }
+        };
+        [&]<int... kLane>(std::integer_sequence<int, kLane...>) __attribute__((always_inline)) {
+          (step.template operator()<kLane>(), ...);
+        }(std::make_integer_sequence<int, V::W>{});
+      }
+    }
+    for (; k < a.length; ++k) {
       for (int b = 0; b < NB; ++b) {
-        for (int i = 0; i < kParts; ++i) {
+        for (int i = 0; i < P; ++i) {
           const typename V::F wv = V::load(w[b] + i * V::W);
           for (int r = 0; r < R; ++r) {
             acc[r][b][i] = V::fma(wv, V::set1(x[r][k]), acc[r][b][i]);
@@ -63,7 +89,11 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < NB; ++b) gemm_f32_finish<V>(a, row + r, first_block + b, acc[r][b]);
+    for (int b = 0; b < NB; ++b) {
+      typename V::F whole[kBlock / V::W];
+      for (int i = 0; i < kBlock / V::W; ++i) whole[i] = i < P ? acc[r][b][i] : V::set1(0.0f);
+      gemm_f32_finish<V>(a, row + r, first_block + b, whole);
+    }
   }
 }
 
@@ -102,9 +132,22 @@ struct NoNarrow {};
 // R rows by 16 outputs (times NB blocks) must fit the ISA's registers.
 template <class V, int R, int NB, class N = NoNarrow>
 void gemm_f32(const GemmF32Args& a) {
+  constexpr int kParts = kBlock / V::W;
   int block = 0;
   int blocks = a.blocks;
-  if constexpr (!std::is_same_v<N, NoNarrow>) {
+  if constexpr (kParts > 1) {
+    // A last block of few lanes: fewer vectors, of more rows.
+    const auto last = [&]<int P>() {
+      --blocks;
+      for_tiles<R*(kParts + 1) / (P + 1)>(
+          a.m, [&]<int kRows>(int64_t row) { gemm_f32_tile<V, kRows, 1, P>(a, row, blocks); });
+    };
+    if (a.last_lanes <= V::W) {
+      last.template operator()<1>();
+    } else if (kParts > 2 && a.last_lanes <= 2 * V::W) {
+      last.template operator()<2>();
+    }
+  } else if constexpr (!std::is_same_v<N, NoNarrow>) {
     if (a.last_lanes <= N::W) {
       --blocks;
       for_tiles<R>(a.m,

@@ -8,7 +8,7 @@ const KernelTable* kernel_table_avx2() {
   static constexpr KernelTable kTable = [] {
     KernelTable table = simd::shared_kernels<Vec>("avx2");
     DQ_SET_ISA_KERNELS(table, avx2);
-    table.gemm_f32 = simd::gemm_f32<Vec, 4, 1, NarrowVec>;
+    table.gemm_f32 = simd::gemm_f32<Vec, 4, 1>;
     table.lookup = simd::lookup<Vec>;
     return table;
   }();

@@ -72,13 +72,5 @@ struct Vec {
   }
 };
 
-// The first 8 lanes of a block.
-struct NarrowVec : Vec {
-  static void widen(F v, F (&wide)[2]) {
-    wide[0] = v;
-    wide[1] = _mm256_setzero_ps();
-  }
-};
-
 }  // namespace
 }  // namespace defakeq
