@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "ops/arena.h"
 #include "ops/post.h"
@@ -15,6 +16,7 @@ namespace {
 // Adjacent blocks of one width and convolution group.
 struct Strip {
   int32_t first, count;
+  int32_t window = 0, windows = 0;  // of those its outputs are written through
 };
 
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
@@ -58,8 +60,14 @@ class Product {
   int64_t half_length() const {
     return layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
   }
+  bool may_window() const {
+    return kernels_.writes_windows && !layer_.direct && !gemv_ &&
+           layer_.out_dtype == DType::kInt8 && layer_.act_mode != ActMode::kNone &&
+           layer_.int_blocks == layer_.blocks;
+  }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
+  void find_windows();
   int64_t rows_at_once() const;
   void run_by_rows();
   void run_by_strips();
@@ -92,6 +100,8 @@ class Product {
   // scratch
   Strip* strips_ = nullptr;
   int64_t strip_count_ = 0;
+  OutputWindow* windows_ = nullptr;
+  bool windowed_ = false;     // pruned outputs are left out by the kernel itself
   uint8_t* codes_ = nullptr;  // a task: expanded codes of a strip
   float* panel_ = nullptr;    // a task: float32 weights of a strip
   float* sums_ = nullptr;     // a task: [m][32] intermediate results
@@ -121,9 +131,50 @@ void Product::find_strips() {
       ++count;
     }
     if (block(b).bits == 16) count = std::min(count, kTileBlocks);
-    strips_[strip_count_++] = {b, count};
+    strips_[strip_count_++] = {b, count, 0, 0};
     b += count;
   }
+}
+
+// Where all outputs are integer and in order, the channels from a strip's first output to the next
+// one's are cut into windows. Many of them, between few outputs, are left to the scatter.
+void Product::find_windows() {
+  constexpr int64_t kMost = 2;
+  windowed_ = false;
+  if (!may_window()) return;
+  const int32_t* channel = layer_.at<int32_t>(layer_.slot_channel);
+  int32_t count = 0, last = -1;
+  for (int64_t s = 0; s < strip_count_; ++s) {
+    Strip& strip = strips_[s];
+    const int64_t slot = int64_t{strip.first} * kBlock;
+    const int lanes = strip.count * kBlock;
+    const int64_t begin = s == 0 ? 0 : channel[slot];
+    const int64_t end = s + 1 < strip_count_ ? channel[int64_t{strips_[s + 1].first} * kBlock]
+                                             : layer_.out_channels;
+    const int64_t windows = (end - begin + kWideBlock - 1) / kWideBlock;
+    if (end <= begin || windows > kMost) return;
+    strip.window = count;
+    strip.windows = static_cast<int32_t>(windows);
+    for (int64_t w = 0; w < windows; ++w) {
+      const int64_t left = end - begin - w * kWideBlock;
+      windows_[count + w].offset = begin + w * kWideBlock;
+      windows_[count + w].stored = left >= kWideBlock ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+      windows_[count + w].lanes = 0;
+    }
+    for (int n = 0; n < lanes; ++n) {
+      if (channel[slot + n] < 0) continue;
+      if (channel[slot + n] <= last || channel[slot + n] >= end) return;
+      last = channel[slot + n];
+      const int64_t at = last - begin;
+      OutputWindow& window = windows_[count + at / kWideBlock];
+      window.lanes |= uint64_t{1} << at % kWideBlock;
+      for (int row = 0; row < 4 / strip.count; ++row) {
+        window.lane[row][at % kWideBlock] = static_cast<uint8_t>(n + row * lanes);
+      }
+    }
+    count += strip.windows;
+  }
+  windowed_ = true;
 }
 
 void Product::place(Arena& arena) {
@@ -149,6 +200,9 @@ void Product::place(Arena& arena) {
   cached_ = arena.take<int32_t>(tasks_ * int64_t{16});
   if (!layer_.direct) {
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
+    if (may_window()) {
+      windows_ = arena.take<OutputWindow>(layer_.out_channels / kWideBlock + layer_.blocks);
+    }
     // By strips all rows are there at once, by rows those that a task has in hand.
     const int64_t share = ((m + kTileRows - 1) / kTileRows + tasks_ - 1) / tasks_ * kTileRows;
     slot_rows_ = std::min(rows_at_once(), share);
@@ -206,7 +260,14 @@ void Product::set_output(Args& a, int64_t task, const Strip& strip, int64_t row0
   }
   if (layer_.direct) a.n = static_cast<int>(std::min<int64_t>(lanes, layer_.out_channels - col));
   const int64_t row = slot_row(task, row0);
-  a.out = offset(out_, row * out_stride_ + col, layer_.out_dtype);
+  a.out = windowed_ ? offset(out_, row0 * out_stride_, layer_.out_dtype)
+                    : offset(out_, row * out_stride_ + col, layer_.out_dtype);
+  if constexpr (std::is_same_v<Args, GemmS8Args>) {
+    a.windows = windowed_ ? windows_ + strip.window : nullptr;
+    a.window_count = strip.windows;
+    const auto zero = static_cast<int8_t>(layer_.out.zero_point);
+    a.absent = args_.table != nullptr ? args_.table[zero + 128] : zero;
+  }
   a.out_stride = out_stride_;
   a.post = post_;
   if (post_.residual != nullptr) {
@@ -391,7 +452,7 @@ void Product::gather_residual_rows(int64_t task, int64_t begin, int64_t end) {
 }
 
 void Product::scatter_out_rows(int64_t task, int64_t begin, int64_t end) {
-  if (layer_.direct) return;
+  if (layer_.direct || windowed_) return;
   scatter_rows(layer_, kernels_, used_fill_,
                offset(out_, slot_row(task, begin) * layer_.slots(), layer_.out_dtype), end - begin,
                offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
@@ -465,9 +526,10 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
     post_.residual = layer_.direct ? residual_ : slots_residual_;
     if (!layer_.direct) post_.residual_stride = layer_.slots();
   }
-  out_ = layer_.direct ? final_out_ : slots_out_;
-  out_stride_ = layer_.direct ? layer_.out_channels : layer_.slots();
-  if (!layer_.direct) used_fill_ = scatter_fill(layer_, args_.table, fill_);
+  const bool in_place = layer_.direct || windowed_;
+  out_ = in_place ? final_out_ : slots_out_;
+  out_stride_ = in_place ? layer_.out_channels : layer_.slots();
+  if (!in_place) used_fill_ = scatter_fill(layer_, args_.table, fill_);
   for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
   by_rows_ = tasks_ == 1 || m_ >= kRowsATask * tasks_;
   if (by_rows_) {
@@ -479,6 +541,7 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
 
 void Product::run() {
   find_strips();
+  find_windows();
   float tensor_scale = 1.0f;
   if (layer_.act_mode == ActMode::kDynamicTensor) {
     tensor_scale =

@@ -9,6 +9,7 @@ const KernelTable* kernel_table_avx512vnni() {
     KernelTable table = simd::shared_kernels<Vec>("avx512vnni");
     table.gemm_s8 = avx512vnni::gemm_s8;
     table.fuses_half_inputs = true;
+    table.writes_windows = true;
     table.gemv_s8 = avx512vnni::gemv_s8;
     table.gemm_f32 = avx512vnni::gemm_f32;
     table.f32_reads_bytes = true;
