@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "ops/arena.h"
+#include "ops/output_windows.h"
 #include "ops/post.h"
 #include "ops/product_rows.h"
 #include "ops/tasks.h"
@@ -12,12 +13,6 @@
 namespace defakeq {
 
 namespace {
-
-// Adjacent blocks of one width and convolution group.
-struct Strip {
-  int32_t first, count;
-  int32_t window = 0, windows = 0;  // of those its outputs are written through
-};
 
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
 // What one pass over rows may touch, weights and activations each, to stay in a second-level cache.
@@ -67,7 +62,6 @@ class Product {
   }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
-  void find_windows();
   int64_t rows_at_once() const;
   void run_by_rows();
   void run_by_strips();
@@ -136,47 +130,6 @@ void Product::find_strips() {
   }
 }
 
-// Where all outputs are integer and in order, the channels from a strip's first output to the next
-// one's are cut into windows. Many of them, between few outputs, are left to the scatter.
-void Product::find_windows() {
-  constexpr int64_t kMost = 2;
-  windowed_ = false;
-  if (!may_window()) return;
-  const int32_t* channel = layer_.at<int32_t>(layer_.slot_channel);
-  int32_t count = 0, last = -1;
-  for (int64_t s = 0; s < strip_count_; ++s) {
-    Strip& strip = strips_[s];
-    const int64_t slot = int64_t{strip.first} * kBlock;
-    const int lanes = strip.count * kBlock;
-    const int64_t begin = s == 0 ? 0 : channel[slot];
-    const int64_t end = s + 1 < strip_count_ ? channel[int64_t{strips_[s + 1].first} * kBlock]
-                                             : layer_.out_channels;
-    const int64_t windows = (end - begin + kWideBlock - 1) / kWideBlock;
-    if (end <= begin || windows > kMost) return;
-    strip.window = count;
-    strip.windows = static_cast<int32_t>(windows);
-    for (int64_t w = 0; w < windows; ++w) {
-      const int64_t left = end - begin - w * kWideBlock;
-      windows_[count + w].offset = begin + w * kWideBlock;
-      windows_[count + w].stored = left >= kWideBlock ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
-      windows_[count + w].lanes = 0;
-    }
-    for (int n = 0; n < lanes; ++n) {
-      if (channel[slot + n] < 0) continue;
-      if (channel[slot + n] <= last || channel[slot + n] >= end) return;
-      last = channel[slot + n];
-      const int64_t at = last - begin;
-      OutputWindow& window = windows_[count + at / kWideBlock];
-      window.lanes |= uint64_t{1} << at % kWideBlock;
-      for (int row = 0; row < 4 / strip.count; ++row) {
-        window.lane[row][at % kWideBlock] = static_cast<uint8_t>(n + row * lanes);
-      }
-    }
-    count += strip.windows;
-  }
-  windowed_ = true;
-}
-
 void Product::place(Arena& arena) {
   const bool ints = layer_.int_blocks > 0;
   const bool weight_only = layer_.act_mode == ActMode::kNone;
@@ -201,7 +154,7 @@ void Product::place(Arena& arena) {
   if (!layer_.direct) {
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
     if (may_window()) {
-      windows_ = arena.take<OutputWindow>(layer_.out_channels / kWideBlock + layer_.blocks);
+      windows_ = arena.take<OutputWindow>(most_windows(layer_));
     }
     // By strips all rows are there at once, by rows those that a task has in hand.
     const int64_t share = ((m + kTileRows - 1) / kTileRows + tasks_ - 1) / tasks_ * kTileRows;
@@ -541,7 +494,7 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
 
 void Product::run() {
   find_strips();
-  find_windows();
+  windowed_ = may_window() && find_windows(layer_, strips_, strip_count_, windows_);
   float tensor_scale = 1.0f;
   if (layer_.act_mode == ActMode::kDynamicTensor) {
     tensor_scale =
