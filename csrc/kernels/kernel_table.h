@@ -38,6 +38,15 @@ struct Post {
   const int8_t* table = nullptr;  // [256] int8 output: table[q + 128] is stored instead of q
 };
 
+// Up to 64 bytes of a row of outputs, some of which are pruned: byte i of those in `stored` is the
+// strip's output lane[0][i] where `lanes` has it, else absent. lane[j] is lane[0] + j times the
+// strip's outputs, for vectors that hold several rows.
+struct OutputWindow {
+  int64_t offset;  // from the row's start
+  uint64_t stored, lanes;
+  uint8_t lane[4][64];
+};
+
 // out[r][n] over rows of activations and 1..kTileBlocks blocks of outputs (gemv: kGemvBlocks).
 // A row's reduction is `taps` runs; run t starts at rows[r] + tap_offset[t] and has `steps` steps
 // of 4 bytes (of which some trailing ones may meet zero codes only).
@@ -66,7 +75,12 @@ struct GemmS8Args {
   int64_t half_length;  // floats a tap
   const float* half_w;  // block b at half_w + b * half_w_stride: [taps * half_length][16]
   int64_t half_w_stride;
-  void* out;  // row r at out + r * out_stride elements
+  // Where the table says that gemm_s8 writes windows, and outputs are pruned: what is written of an
+  // int8 row from `out` on. Else null.
+  const OutputWindow* windows;
+  int window_count;
+  int8_t absent;  // what stands for a pruned output
+  void* out;      // row r at out + r * out_stride elements
   int64_t out_stride;
   int n;  // valid outputs in these blocks, the rest is not stored
   Post post;
@@ -223,6 +237,7 @@ struct KernelTable {
   // What the functions above can do beyond what each of them must.
   bool fuses_half_inputs;  // gemm_s8 reads half_rows
   bool f32_reads_bytes;    // gemm_f32 reads `bytes`
+  bool writes_windows;     // gemm_s8 reads `windows`
 };
 
 const KernelTable* kernel_table_scalar();

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "ops/arena.h"
+#include "ops/output_windows.h"
 #include "ops/post.h"
 #include "ops/product_rows.h"
 #include "ops/tasks.h"
@@ -11,11 +13,6 @@
 namespace defakeq {
 
 namespace {
-
-// Adjacent blocks of one width and convolution group.
-struct Strip {
-  int32_t first, count;
-};
 
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
 // What one pass over rows may touch, weights and activations each, to stay in a second-level cache.
@@ -58,6 +55,11 @@ class Product {
   int64_t half_length() const {
     return layer_.half_inputs * (layer_.merged_row ? layer_.kernel[1] : 1);
   }
+  bool may_window() const {
+    return kernels_.writes_windows && !layer_.direct && !gemv_ &&
+           layer_.out_dtype == DType::kInt8 && layer_.act_mode != ActMode::kNone &&
+           layer_.int_blocks == layer_.blocks;
+  }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   void find_strips();
   int64_t rows_at_once() const;
@@ -92,6 +94,8 @@ class Product {
   // scratch
   Strip* strips_ = nullptr;
   int64_t strip_count_ = 0;
+  OutputWindow* windows_ = nullptr;
+  bool windowed_ = false;     // pruned outputs are left out by the kernel itself
   uint8_t* codes_ = nullptr;  // a task: expanded codes of a strip
   float* panel_ = nullptr;    // a task: float32 weights of a strip
   float* sums_ = nullptr;     // a task: [m][32] intermediate results
@@ -121,7 +125,7 @@ void Product::find_strips() {
       ++count;
     }
     if (block(b).bits == 16) count = std::min(count, kTileBlocks);
-    strips_[strip_count_++] = {b, count};
+    strips_[strip_count_++] = {b, count, 0, 0};
     b += count;
   }
 }
@@ -149,6 +153,9 @@ void Product::place(Arena& arena) {
   cached_ = arena.take<int32_t>(tasks_ * int64_t{16});
   if (!layer_.direct) {
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
+    if (may_window()) {
+      windows_ = arena.take<OutputWindow>(most_windows(layer_));
+    }
     // By strips all rows are there at once, by rows those that a task has in hand.
     const int64_t share = ((m + kTileRows - 1) / kTileRows + tasks_ - 1) / tasks_ * kTileRows;
     slot_rows_ = std::min(rows_at_once(), share);
@@ -206,7 +213,14 @@ void Product::set_output(Args& a, int64_t task, const Strip& strip, int64_t row0
   }
   if (layer_.direct) a.n = static_cast<int>(std::min<int64_t>(lanes, layer_.out_channels - col));
   const int64_t row = slot_row(task, row0);
-  a.out = offset(out_, row * out_stride_ + col, layer_.out_dtype);
+  a.out = windowed_ ? offset(out_, row0 * out_stride_, layer_.out_dtype)
+                    : offset(out_, row * out_stride_ + col, layer_.out_dtype);
+  if constexpr (std::is_same_v<Args, GemmS8Args>) {
+    a.windows = windowed_ ? windows_ + strip.window : nullptr;
+    a.window_count = strip.windows;
+    const auto zero = static_cast<int8_t>(layer_.out.zero_point);
+    a.absent = args_.table != nullptr ? args_.table[zero + 128] : zero;
+  }
   a.out_stride = out_stride_;
   a.post = post_;
   if (post_.residual != nullptr) {
@@ -391,7 +405,7 @@ void Product::gather_residual_rows(int64_t task, int64_t begin, int64_t end) {
 }
 
 void Product::scatter_out_rows(int64_t task, int64_t begin, int64_t end) {
-  if (layer_.direct) return;
+  if (layer_.direct || windowed_) return;
   scatter_rows(layer_, kernels_, used_fill_,
                offset(out_, slot_row(task, begin) * layer_.slots(), layer_.out_dtype), end - begin,
                offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
@@ -465,9 +479,10 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
     post_.residual = layer_.direct ? residual_ : slots_residual_;
     if (!layer_.direct) post_.residual_stride = layer_.slots();
   }
-  out_ = layer_.direct ? final_out_ : slots_out_;
-  out_stride_ = layer_.direct ? layer_.out_channels : layer_.slots();
-  if (!layer_.direct) used_fill_ = scatter_fill(layer_, args_.table, fill_);
+  const bool in_place = layer_.direct || windowed_;
+  out_ = in_place ? final_out_ : slots_out_;
+  out_stride_ = in_place ? layer_.out_channels : layer_.slots();
+  if (!in_place) used_fill_ = scatter_fill(layer_, args_.table, fill_);
   for (int t = 0; t < tasks_; ++t) cached_[t * 16] = -1;
   by_rows_ = tasks_ == 1 || m_ >= kRowsATask * tasks_;
   if (by_rows_) {
@@ -479,6 +494,7 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
 
 void Product::run() {
   find_strips();
+  windowed_ = may_window() && find_windows(layer_, strips_, strip_count_, windows_);
   float tensor_scale = 1.0f;
   if (layer_.act_mode == ActMode::kDynamicTensor) {
     tensor_scale =

@@ -55,7 +55,20 @@ DQ_INLINE __m512i pack_units(const __m512i (&q)[4], __m512i zero_point) {
 
 // The bytes of four units, the rows of which begin at out; `rows` of them are there.
 template <int NB>
-DQ_INLINE void store_units(int8_t* out, int64_t stride, int rows, __mmask32 mask, __m512i bytes) {
+DQ_INLINE void store_units(const GemmS8Args& a, int8_t* out, int64_t stride, int rows,
+                           __mmask32 mask, __m512i bytes) {
+  if (a.windows != nullptr) {
+    const int there = rows < 4 / NB ? rows : 4 / NB;
+    for (int w = 0; w < a.window_count; ++w) {
+      const OutputWindow& window = a.windows[w];
+      for (int i = 0; i < there; ++i) {
+        const __m512i moved = _mm512_mask_permutexvar_epi8(
+            _mm512_set1_epi8(a.absent), window.lanes, _mm512_loadu_si512(window.lane[i]), bytes);
+        _mm512_mask_storeu_epi8(out + i * stride + window.offset, window.stored, moved);
+      }
+    }
+    return;
+  }
   const auto store = [&]<int I>() __attribute__((always_inline)) {
     if (I >= rows) return;
     if constexpr (NB == 2) {
@@ -227,7 +240,7 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
     __m512i bytes = pack_units(q, zero_point);
     if constexpr (kFinish != Finish::kScaled) bytes = _mm512_max_epi8(bytes, floor);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
-    store_units<NB>(out + first / NB * stride, stride, R - first / NB, mask, bytes);
+    store_units<NB>(a, out + first / NB * stride, stride, R - first / NB, mask, bytes);
   }
 }
 
@@ -284,7 +297,7 @@ template <int NB>
     if (float_out) continue;
     __m512i bytes = pack_units(q, zero_point);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
-    store_units<NB>(static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col,
+    store_units<NB>(a, static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col,
                     a.out_stride, rows - first / NB, columns_left<NB>(a, col), bytes);
   }
 }
