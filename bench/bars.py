@@ -103,9 +103,12 @@ def vnni(report: Report) -> None:
                     report.ours(f"{work} {variant}", bits), report.ours(work, bits)
                 )
                 report.bar(f"{work} {variant}, {bits} bits: of the dense time", value, high=high)
-    small = report.ours("small op 8", 8)
     add = next((r for r in report.rows if r["engine"] == "torch add"), {})
-    report.bar("small op 8: time / torch.add", report.ratio(small, add), high=4.0)
+    for engine in (OURS, f"{OURS} linear", f"{OURS} conv2d"):
+        small = next(
+            (r for r in report.rows if (r["work"], r["engine"]) == ("small op 8", engine)), {}
+        )
+        report.bar(f"small op 8, {engine}: time / torch.add", report.ratio(small, add), high=4.0)
 
 
 def avx2(report: Report) -> None:

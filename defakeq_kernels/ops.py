@@ -91,10 +91,7 @@ def _conv2d_fake(
     x: torch.Tensor,
     packed: torch.Tensor,
     out_channels: int,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    window: Sequence[int],
     out_int8: bool,
     residual: torch.Tensor | None = None,
     residual_scale: float = 0.0,
@@ -104,9 +101,16 @@ def _conv2d_fake(
     _check_values("x", x)
     if x.dim() != 4:
         raise ValueError(f"x: found {x.dim()} dimensions, accepted: [n, channels, h, w]")
+    if len(window) != 8:
+        raise ValueError(
+            f"window: found {len(window)} integers, accepted: 8: kernel, stride, padding and "
+            "dilation, two integers each"
+        )
     h, w = (
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
-        for d in range(2)
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in (
+            (x.shape[2 + d], *window[d::2]) for d in range(2)
+        )
     )
     strides = (out_channels * h * w, 1, out_channels * w, out_channels)
     size = (x.shape[0], out_channels, h, w)
@@ -260,10 +264,7 @@ def conv2d(
         x,
         packed,
         out_channels,
-        kernel,
-        stride,
-        padding,
-        dilation,
+        (*kernel, *stride, *padding, *dilation),
         out_int8,
         residual,
         residual_scale,

@@ -86,8 +86,8 @@ def test_conv2d_opcheck(channels_last, batch, out):
     x = values(batch, 6, 9, 8)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
-    check_op(torch.ops.defakeq.conv2d.default, x, blob, 13, *geometry, out is not None)
+    window = (3, 3, 2, 2, 1, 1, 1, 1)
+    check_op(torch.ops.defakeq.conv2d.default, x, blob, 13, window, out is not None)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +313,7 @@ def test_wrong_arguments_are_refused_by_name():
         (lambda: conv(values(1, 5, 5, 5), conv_blob), r"x: found \[1, 5, 5, 5\]"),
         (lambda: conv(image, conv_blob, stride=2), r"stride: found \[2, 2\], accepted: \[1, 1\]"),
         (lambda: conv(image, conv_blob, kernel=1), r"kernel: found \[1, 1\]"),
+        (lambda: dq.conv2d(image, conv_blob, 13, (3,)), "window: found 7 integers"),
         (lambda: dq.quantize(x, 0.0), "scale: found 0"),
         (lambda: dq.quantize(x, float("nan")), "scale: found"),
         (lambda: dq.quantize(x, 1.0, 200), "zero_point: found 200"),

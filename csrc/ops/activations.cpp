@@ -55,11 +55,17 @@ Activations::Activations(const PackedLayer& layer, const KernelTable& kernels, c
   copy_half_ = layer.half_inputs > 0 && (args.half_input == nullptr || pad_x_ > 0 || pad_y_ > 0);
   const bool reads_x = make_int8_ ? !copy_int8_ : !copy_float_;
   pitch_ = reads_x ? images.x_stride : layer.stored_inputs;
+  float_pitch_ = pitch_;
+  if (layer.strategy == Strategy::kDepthwise && layer.gathers()) {
+    if (make_int8_) pitch_ = line_pitch(pitch_);
+    float_first_ = make_int8_ ? int64_t{layer.int_blocks} * kBlock : 0;
+    float_pitch_ -= float_first_;
+  }
 }
 
 int64_t Activations::bytes_per_image() const {
   const int64_t pixels = width_ * height_;
-  return pixels * (pitch_ * ((copy_int8_ ? 1 : 0) + (copy_float_ ? 4 : 0)) +
+  return pixels * ((copy_int8_ ? pitch_ : 0) + (copy_float_ ? 4 * float_pitch_ : 0) +
                    (copy_half_ ? layer_.half_inputs * 4 : 0)) +
          images_.out_h * images_.out_w * 32;
 }
@@ -67,7 +73,7 @@ int64_t Activations::bytes_per_image() const {
 void Activations::place(Arena& arena, int64_t chunk, int tasks) {
   const int64_t pixels = chunk * width_ * height_;
   if (copy_int8_) int8_copy_ = arena.take<int8_t>(pixels * pitch_ + kSlack);
-  if (copy_float_) float_copy_ = arena.take<float>(pixels * pitch_ + kSlack);
+  if (copy_float_) float_copy_ = arena.take<float>(pixels * float_pitch_ + kSlack);
   if (copy_half_) half_copy_ = arena.take<float>(pixels * layer_.half_inputs + kSlack);
   if (make_int8_ && layer_.act_mode != ActMode::kStatic) scales_ = arena.take<float>(chunk);
   temporary_bytes_ = 0;
@@ -171,6 +177,17 @@ void Activations::float_line(const Line& l, float* out) const {
   }
 }
 
+// int8 pixels, as they are stored -> float32
+void Activations::floats_of(const int8_t* from, int64_t count, float* out) const {
+  if (float_pitch_ == pitch_) {
+    return kernels_.to_f32(from, count * pitch_, layer_.act.zero_point, out);
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    kernels_.to_f32(from + p * pitch_ + float_first_, float_pitch_, layer_.act.zero_point,
+                    out + p * float_pitch_);
+  }
+}
+
 void Activations::half_line(const Line& l, float* out) const {
   const int64_t channels = layer_.half_inputs;
   const int64_t pad = pad_x_ * channels, length = l.count * channels;
@@ -222,12 +239,12 @@ void Activations::prepare(int64_t first, int64_t count, float tensor_scale, Para
           int8_line(l, inv, bytes, temporary);
         }
         if (copy_float_) {
-          float* out = float_copy_ + l.pixel * pitch_;
+          float* out = float_copy_ + l.pixel * float_pitch_;
           if (!make_int8_) {
             float_line(l, out);
           } else {
             const int8_t* from = copy_int8_ ? bytes : static_cast<const int8_t*>(x_at(l.source));
-            kernels_.to_f32(from, (l.count + 2 * pad_x_) * pitch_, layer_.act.zero_point, out);
+            floats_of(from, l.count + 2 * pad_x_, out);
           }
         }
         if (copy_half_) half_line(l, half_copy_ + l.pixel * layer_.half_inputs);

@@ -35,6 +35,8 @@ class Activations {
   // Whether there are any of the second kind.
   bool makes_float() const { return make_float_; }
   int64_t pixel_pitch() const { return pitch_; }
+  // The float32 pixels of depthwise layers begin at the first half-precision slot.
+  int64_t float_pitch() const { return float_pitch_; }
   int64_t width() const { return width_; }
   int64_t height() const { return height_; }
   // One scale an image, or null when the layer's is static.
@@ -52,6 +54,7 @@ class Activations {
   int64_t lines(int64_t count) const;
   Line line(int64_t i, int64_t first, int64_t count) const;
   void int8_line(const Line& l, float inv_scale, int8_t* out, int8_t* temporary) const;
+  void floats_of(const int8_t* from, int64_t count, float* out) const;
   void float_line(const Line& l, float* out) const;
   void half_line(const Line& l, float* out) const;
   const void* x_at(int64_t pixel) const;
@@ -61,6 +64,7 @@ class Activations {
   const OpArgs& args_;
   const Images& images_;
   int64_t pad_y_ = 0, pad_x_ = 0, width_ = 0, height_ = 0, pitch_ = 0;
+  int64_t float_pitch_ = 0, float_first_ = 0;
   int64_t line_ = 1;         // pixels of a line
   bool whole_rows_ = false;  // a line is a row of one image, for its padding or its scale
   bool copy_int8_ = false, make_int8_ = false, make_float_ = false, copy_float_ = false;

@@ -24,4 +24,8 @@ class Arena {
   size_t used_ = 0;
 };
 
+// The distance of rows of at least `bytes` that begin with a cache line each: an odd number of
+// lines, so that adjacent rows do not meet in the same few sets of a cache.
+inline int64_t line_pitch(int64_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+
 }  // namespace defakeq

@@ -44,6 +44,7 @@ class Depthwise {
   int64_t kernel_scratch_bytes_ = 0;
   uint8_t* fill_ = nullptr;
   void* slots_out_ = nullptr;
+  int64_t slots_pitch_ = 0;
   void* slots_residual_ = nullptr;
   void* out_ = nullptr;
   int64_t out_stride_ = 0;
@@ -88,9 +89,11 @@ void Depthwise::place(Arena& arena) {
     kernel_scratch_ = arena.take<char>(kernel_scratch_bytes_ * tasks_);
   }
   if (!layer_.direct) {
-    const int64_t values = images_.out_h * images_.out_w * layer_.slots();
+    const int64_t pixels = images_.out_h * images_.out_w;
+    const int64_t values = pixels * layer_.slots();
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
-    slots_out_ = arena.take<char>(values * size_of(layer_.out_dtype));
+    slots_pitch_ = line_pitch(layer_.slots());
+    slots_out_ = arena.take<char>(pixels * slots_pitch_ * size_of(layer_.out_dtype));
     if (args_.residual != nullptr) {
       slots_residual_ = arena.take<char>(values * size_of(args_.residual_dtype));
     }
@@ -107,10 +110,10 @@ void Depthwise::run_rows(int64_t task, int64_t oy0, int64_t oy1) {
   if (layer_.blocks == layer_.int_blocks) return;
   const int64_t slot = int64_t{layer_.int_blocks} * kBlock;
   DwF32Args a{};
-  a.x = activations_.float_base() + slot;
+  a.x = activations_.float_base();
   a.h = images_.h;
   a.w = images_.w;
-  a.x_stride = activations_.pixel_pitch();
+  a.x_stride = activations_.float_pitch();
   a.out_w = images_.out_w;
   a.oy0 = oy0;
   a.oy1 = oy1;
@@ -168,7 +171,7 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
   out_stride_ = layer_.out_channels;
   if (!layer_.direct) {
     out_ = slots_out_;
-    out_stride_ = layer_.slots();
+    out_stride_ = slots_pitch_;
     if (post_.residual != nullptr) {
       gather_residual(layer_, kernels_, post_.residual_dtype, post_.residual, pixels,
                       slots_residual_);
@@ -190,8 +193,9 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
   if (!layer_.direct) {
     const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
     for_tasks(parallel_, pixels, [&](int64_t, int64_t begin, int64_t end) {
-      scatter_rows(layer_, kernels_, fill, offset(out_, begin * layer_.slots(), layer_.out_dtype),
-                   end - begin, offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
+      scatter_rows(layer_, kernels_, fill, offset(out_, begin * out_stride_, layer_.out_dtype),
+                   out_stride_, end - begin,
+                   offset(final_out, begin * layer_.out_channels, layer_.out_dtype));
     });
   }
 }

@@ -75,13 +75,12 @@ const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8
 }
 
 void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
-                  const void* tmp, int64_t rows, void* out) {
-  const int64_t slots = layer.slots();
+                  const void* tmp, int64_t stride, int64_t rows, void* out) {
   if (layer.out_dtype == DType::kInt8) {
     ShufflePlan plan = layer.plan_at(layer.scatter);
     plan.fill = fill;
-    kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), slots, rows, static_cast<uint8_t*>(out),
-                    layer.out_channels);
+    kernels.shuffle(plan, static_cast<const uint8_t*>(tmp), stride, rows,
+                    static_cast<uint8_t*>(out), layer.out_channels);
     return;
   }
   const int32_t* slot = layer.at<int32_t>(layer.channel_slot);
@@ -89,7 +88,7 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
   auto* to = static_cast<float*>(out);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < layer.out_channels; ++c) to[c] = slot[c] >= 0 ? from[slot[c]] : 0.0f;
-    from += slots;
+    from += stride;
     to += layer.out_channels;
   }
 }

@@ -19,10 +19,10 @@ inline int64_t fill_bytes(const PackedLayer& layer) {
   return (layer.out_channels + kWideBlock - 1) / kWideBlock * kWideBlock;
 }
 const uint8_t* scatter_fill(const PackedLayer& layer, const int8_t* table, uint8_t* fill);
-// slots -> channels: rows of `tmp` (row length slots) into rows of out, absent channels zero (int8:
-// `fill`).
+// slots -> channels: rows of `tmp` (`stride` elements apart) into rows of out, absent channels zero
+// (int8: `fill`).
 void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const uint8_t* fill,
-                  const void* tmp, int64_t rows, void* out);
+                  const void* tmp, int64_t stride, int64_t rows, void* out);
 // channels -> slots for a residual.
 void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
                      const void* residual, int64_t rows, void* out);

@@ -407,7 +407,8 @@ void Product::gather_residual_rows(int64_t task, int64_t begin, int64_t end) {
 void Product::scatter_out_rows(int64_t task, int64_t begin, int64_t end) {
   if (layer_.direct || windowed_) return;
   scatter_rows(layer_, kernels_, used_fill_,
-               offset(out_, slot_row(task, begin) * layer_.slots(), layer_.out_dtype), end - begin,
+               offset(out_, slot_row(task, begin) * layer_.slots(), layer_.out_dtype),
+               layer_.slots(), end - begin,
                offset(final_out_, begin * layer_.out_channels, layer_.out_dtype));
 }
 

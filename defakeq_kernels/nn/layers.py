@@ -201,7 +201,8 @@ class QuantConv2d(QuantLayer):
             RuntimeError: an input that requires grad.
         """
         g = self._geometry
-        geometry = (self.out_channels, g["shape"][2:], g["stride"], g["padding"], g["dilation"])
+        window = (*g["shape"][2:], *g["stride"], *g["padding"], *g["dilation"])
+        geometry = (self.out_channels, window)
         op = torch.ops.defakeq.conv2d
         numbers = (residual_scale, residual_zero_point)
         if x.dim() != 3:

@@ -174,19 +174,22 @@ void dw_f32(const DwF32Args& a) {
       for (int64_t ox = 0; ox < a.out_w; ++ox) {
         typename V::F acc[kParts];
         for (int i = 0; i < kParts; ++i) acc[i] = V::set1(0.0f);
-        for (int t = 0; t < taps; ++t) {
-          const int64_t iy = oy * a.stride[0] - a.padding[0] + t / a.kernel[1] * a.dilation[0];
-          const int64_t ix = ox * a.stride[1] - a.padding[1] + t % a.kernel[1] * a.dilation[1];
-          if (iy < 0 || iy >= a.h || ix < 0 || ix >= a.w) continue;
-          const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
-          float tail[kBlock] = {};
-          if (n < kBlock) {
-            std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
-            x = tail;
-          }
-          const float* w = a.weight + (b * taps + t) * kBlock;
-          for (int i = 0; i < kParts; ++i) {
-            acc[i] = V::fma(V::load(w + i * V::W), V::load(x + i * V::W), acc[i]);
+        const float* w = a.weight + b * taps * kBlock;
+        int64_t iy = oy * a.stride[0] - a.padding[0];
+        for (int ky = 0; ky < a.kernel[0]; ++ky, iy += a.dilation[0]) {
+          int64_t ix = ox * a.stride[1] - a.padding[1];
+          for (int kx = 0; kx < a.kernel[1]; ++kx, ix += a.dilation[1], w += kBlock) {
+            if (iy < 0 || iy >= a.h || ix < 0 || ix >= a.w) continue;
+            const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
+            float tail[kBlock];
+            if (n < kBlock) {
+              std::memset(tail, 0, sizeof(tail));
+              std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
+              x = tail;
+            }
+            for (int i = 0; i < kParts; ++i) {
+              acc[i] = V::fma(V::load(w + i * V::W), V::load(x + i * V::W), acc[i]);
+            }
           }
         }
         for (int i = 0; i < kParts; ++i) {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defakeq.bench.shapes import Work
+from defakeq.bench.shapes import Work, parse_work
 from defakeq.bench.timing import CHUNK_SECONDS, Contender
 from defakeq_kernels import _core
 from defakeq_kernels.packed import HALF_BITS, PackedWeight, Segment, pack_codes, row_bytes
@@ -155,10 +155,16 @@ def small_op_contenders(work: Work) -> list[Contender]:
     rng = np.random.default_rng(0)
     packed = torch.from_numpy(_core.pack_layer(layer_spec(work, 8, rng)))
     row = torch.zeros(1, numbers, dtype=torch.int8)
-    quantize, linear = torch.ops.defakeq.quantize, torch.ops.defakeq.linear
+    ops = torch.ops.defakeq
+    quantize, linear, conv2d = ops.quantize, ops.linear, ops.conv2d
+    pixel = row.reshape(1, numbers, 1, 1)
+    window = (1, 1, 1, 1, 0, 0, 1, 1)
+    conv = parse_work(f"conv 1x1 {numbers}@1x1")
+    conv_packed = torch.from_numpy(_core.pack_layer(layer_spec(conv, 8, rng)))
     calls: list[tuple[str, Callable[[], object]]] = [
         ("defakeq", lambda: quantize(x, 0.1, 0, 8)),
         ("defakeq linear", lambda: linear(row, packed, numbers, True)),
+        ("defakeq conv2d", lambda: conv2d(pixel, conv_packed, numbers, window, True)),
         ("torch add", lambda: torch.add(x, y)),
     ]
     return [Contender(work.name, 8, name, _no_grad(repeated(call, 1))) for name, call in calls]
