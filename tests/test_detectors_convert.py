@@ -270,6 +270,22 @@ def test_a_file_has_one_pixel_of_a_concatenation():
         assert (converted(x) - model(x)).abs().max() < 0.03
 
 
+def test_a_check_of_a_detector_tells_its_file_and_differences():
+    result = _run("detectors", "--check", "meso4", "--pictures", 3, "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = map(json.loads, result.stdout.splitlines())
+    assert (found["name"], found["parameters"], found["pictures"]) == ("meso4", 27898, 3)
+    assert 27898 <= found["bytes"] < 60_000
+    assert 0 < found["mean"] <= found["most"] < 0.05
+    for words, message in (
+        (("--check", "nrp"), "name: found 'nrp' (nearest: 'npr')"),
+        (("--json",), "json: found without check"),
+    ):
+        result = _run("detectors", *words)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+
+
 def test_frequencies_are_not_rounded_to_eight_bits(pictures):
     model = nn.Sequential(FadHead(64), nn.Conv2d(12, 4, 3, 2), nn.Flatten()).eval()
     x = torch.stack([Interface(64).preprocess(image) for image in pictures[:4]])
