@@ -82,7 +82,10 @@ def _checked(
     converted = conversion.convert(model, x[:1], plan, batches, backend="program")
     conversion.save(converted, path)
     with torch.no_grad():
-        apart = [(converted.score(one) - model.score(one)).abs() for one in x.split(1)]
+        apart = [
+            (model.interface.probability(converted(one)) - model.score(one)).abs()
+            for one in x.split(1)
+        ]
     found = torch.cat(apart)
     parameters = sum(p.numel() for p in model.parameters())
     return Checked(
