@@ -195,6 +195,21 @@ def constant(tensors: Mapping[str, NDArray[Any]], value: Mapping[str, Any]) -> N
     return array.reshape(value["shape"])
 
 
+def copy_index(tensors: Mapping[str, NDArray[Any]], node: Mapping[str, Any]) -> NDArray[np.int32]:
+    """The whole index, int32 [n], of a program's copy: the tensor, or repetitions of it.
+
+    Args:
+        tensors: of the file.
+        node: an entry of the program's nodes whose operation is "copy".
+    """
+    index = tensors[node["index"]]
+    if node.get("step") is None:
+        return index
+    rounds = np.arange(node["repeats"], dtype=np.int64)[:, None]
+    whole: NDArray[np.int32] = (index + rounds * tensors[node["step"]]).reshape(-1).astype(np.int32)
+    return whole
+
+
 def layer(
     tensors: Mapping[str, NDArray[Any]], network: Mapping[str, Any], name: str
 ) -> PackedWeight:

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
+from defakeq.conversion import convert, save  # noqa: E402
 from defakeq.embedded.data import PHOTOS  # noqa: E402
+from defakeq.plan import QuantPlan  # noqa: E402
 
 
 def run(*arguments):
@@ -403,7 +405,7 @@ def test_check_names_problems_and_fails(tmp_path):
 
 # The other commands: (name, arguments, exit code, what stderr has). {tmp} is a folder with an empty
 # file, a text that says to be a picture, a film and a model, and a film without a face; {photo} is
-# a picture with a face.
+# a picture with a face, {net} a program.
 OTHERS = [
     # detect: files that cannot be read are named and skipped, exit code 1
     ("picture that is not there", "detect {tmp}/none.jpg", 1, "none.jpg: no such file"),
@@ -505,6 +507,15 @@ OTHERS = [
         2,
         "int3|text.dfq",
     ),
+    # inspect
+    ("inspect nothing", "inspect {tmp}/none.dfq", 2, "none.dfq"),
+    ("inspect text", "inspect {tmp}/text.dfq", 2, "model: found .*text.dfq"),
+    # aot; needs Triton
+    ("compile nothing", "aot {tmp}/none.dfq --arch sm_90 --out {tmp}/x", 2, "none.dfq"),
+    ("compile text", "aot {tmp}/text.dfq --arch sm_90 --out {tmp}/x", 2, "model: found .*text.dfq"),
+    ("compile for what", "aot {tmp}/text.dfq --arch sm_1 --out {tmp}/x", 2, "arch: found 'sm_1'"),
+    ("compile over a folder", "aot {tmp}/text.dfq --arch sm_90 --out {tmp}", 2, "already there"),
+    ("compile to a file's folder", "aot {net} --arch sm_90 --out {tmp}/text.jpg/x", 2, "text.jpg"),
 ]
 
 
@@ -518,13 +529,18 @@ def places(tmp_path_factory):
     wall = np.full((80, 80, 3), 90, np.uint8)
     (root / "wall.png").write_bytes(cv2.imencode(".png", wall)[1].tobytes())
     film(root / "film.avi", [wall] * 3)
-    return {"tmp": root, "photo": PHOTOS / "astronaut.jpg"}
+    net = tmp_path_factory.mktemp("good") / "net.dfq"
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 2)).eval(), torch.rand(2, 4)
+    save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program"), net)
+    return {"tmp": root, "photo": PHOTOS / "astronaut.jpg", "net": net}
 
 
 @pytest.mark.parametrize(
     ("command", "code", "text"), [row[1:] for row in OTHERS], ids=[row[0] for row in OTHERS]
 )
 def test_bad_input_of_other_commands_is_named(places, command, code, text):
+    if command.startswith("aot"):
+        pytest.importorskip("triton")
     before = sorted(places["tmp"].rglob("*"))
     result = run(*(word.format(**places) for word in command.split()))
     lines = result.stderr.strip().splitlines()

@@ -246,6 +246,46 @@ def test_the_detectors_are_listed():
     assert re.fullmatch(r"lsda +256 x 256 +18\.73 M parameters", lines[7])
 
 
+class _Branches(nn.Module):
+    """Two branches of odd widths, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(3, 1, 1), nn.Conv2d(3, 6, 3, padding=1)])
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+def test_a_file_has_one_pixel_of_a_concatenation():
+    torch.manual_seed(2)
+    model, x = _Branches().eval(), torch.rand(2, 3, 24, 24)
+    converted = convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program")
+    tensors, network = converted.file()
+    (copy_node,) = (n for n in network["program"]["nodes"] if n["op"] == "copy")
+    assert copy_node["repeats"] == 24 * 24
+    assert tensors[copy_node["index"]].tolist() == [0, *range(576, 582)]
+    assert tensors[copy_node["step"]].tolist() == [1, *[6] * 6]
+    with torch.no_grad():
+        assert (converted(x) - model(x)).abs().max() < 0.03
+
+
+def test_a_check_of_a_detector_tells_its_file_and_differences():
+    result = _run("detectors", "--check", "meso4", "--pictures", 3, "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = map(json.loads, result.stdout.splitlines())
+    assert (found["name"], found["parameters"], found["pictures"]) == ("meso4", 27898, 3)
+    assert 27898 <= found["bytes"] < 60_000
+    assert 0 < found["mean"] <= found["most"] < 0.05
+    for words, message in (
+        (("--check", "nrp"), "name: found 'nrp' (nearest: 'npr')"),
+        (("--json",), "json: found without check"),
+    ):
+        result = _run("detectors", *words)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+
+
 def test_frequencies_are_not_rounded_to_eight_bits(pictures):
     model = nn.Sequential(FadHead(64), nn.Conv2d(12, 4, 3, 2), nn.Flatten()).eval()
     x = torch.stack([Interface(64).preprocess(image) for image in pictures[:4]])

@@ -100,6 +100,7 @@ def test_html_stands_alone(evaluated):
         assert f'<section id="{name}">' in page
         auc = row["networks"]["float"]["video"]["auc"]
         assert f"float, AUC {auc:.3f}" in page
+        assert f"{row['difference']['changed']} of {row['evaluated']} decisions at 0.5" in page
     assert "times smaller" in page
     assert "By forgery family" in page
     misses = page.count('<figure class="miss">')

@@ -138,6 +138,9 @@ def movement(b, q, out):
     y = b.input((3, 10), q)
     index = b.tensor(b.rng.integers(-1, 30, 40).astype(np.int32))
     b.output(b.node("copy", [x, y], (40, 5), q, index=index, chunk=5))
+    index, step = (b.tensor(np.array(a, np.int32)) for a in ([0, 1, 24, -1, 7], [2, 2, 1, 0, -1]))
+    again = {"index": index, "step": step, "repeats": 6, "chunk": 5}
+    b.output(b.node("copy", [x, y], (30, 5), q, **again))
     if q is not None:
         kept = out or Q
         levels = b.rng.integers(kept.qmin, kept.qmax + 1, 256)

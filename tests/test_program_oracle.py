@@ -258,3 +258,39 @@ def test_constants_of_repeated_columns(tmp_path):
         path.write_bytes(dfq.dumps(b.tensors, b.network))
         with pytest.raises(RuntimeError, match=rf"index: found .*{message}"):
             runtime.load(path)
+
+
+def test_copies_of_a_repeated_index(tmp_path):
+    from defakeq_kernels import dfq, runtime
+
+    b = Builder()
+    x, y = b.input((4, 1)), b.input((4, 2))
+    step = b.tensor(np.array([1, 2, 2], np.int32))
+    index = b.tensor(np.array([0, 4, 5], np.int32))
+    again = {"index": index, "step": step, "repeats": 4, "chunk": 1}
+    b.output(b.node("copy", [x, y], (4, 3), **again))
+    images = [b.rng.standard_normal((1, 4, c)).astype(np.float32) for c in (1, 2)]
+    path = tmp_path / "repeats.dfq"
+
+    def written():
+        path.write_bytes(dfq.dumps(b.tensors, b.network))
+        return path
+
+    for run in (
+        lambda: oracle.run(b.source(), images)[0],
+        lambda: runtime.load(written())(*images),
+    ):
+        assert np.array_equal(run(), np.concatenate(images, 2))
+    node = b.program["nodes"][0]
+    assert np.array_equal(dfq.copy_index(b.tensors, node)[-3:], [3, 10, 11])
+
+    for change, message in (
+        ((4, 2, 2), "index|step"), ((-1, 2, 2), "index|step"), ((1, 2), "step")
+    ):  # fmt: skip
+        b.tensors[step] = np.array(change, np.int32)
+        for run, error in (
+            (lambda: oracle.run(b.source(), images), ValueError),
+            (lambda: runtime.load(written()), RuntimeError),
+        ):
+            with pytest.raises(error, match=rf"({message}): found"):
+                run()

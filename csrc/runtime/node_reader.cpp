@@ -436,10 +436,33 @@ class NodeReader : NodeFields {
     }
     if (chunks > kMaxInt32) bad(field("chunk"), std::to_string(node_.chunk), "a larger chunk");
     node_.index = indices("index", -1, chunks - 1);
-    if (node_.index->shape[0] > kMaxElements / node_.chunk) {
+    const int64_t period = node_.index->shape[0];
+    if (find("step") != nullptr) {
+      node_.repeats = integer_of("repeats", 1, kMaxElements);
+      read_step(chunks - 1);
+    }
+    if (period > kMaxElements / node_.chunk ||
+        node_.repeats > kMaxElements / node_.chunk / period) {
       bad(field("index"), shown(*node_.index), "at most 2^31 elements");
     }
-    expect_count("out", out(), node_.index->shape[0] * node_.chunk);
+    expect_count("out", out(), period * node_.repeats * node_.chunk);
+  }
+
+  // Between the first repetition and the last an index moves evenly: those two are checked.
+  void read_step(int64_t high) {
+    node_.step = indices("step", INT32_MIN, INT32_MAX);
+    if (node_.step->shape != node_.index->shape) {
+      bad(field("step"), shown(*node_.step), "I32 with the shape of index");
+    }
+    const auto* index = reinterpret_cast<const int32_t*>(node_.index->data);
+    const auto* step = reinterpret_cast<const int32_t*>(node_.step->data);
+    for (int64_t i = 0; i < node_.index->shape[0]; ++i) {
+      const int64_t last = index[i] + (node_.repeats - 1) * step[i];
+      if (last < -1 || last > high) {
+        bad(field("step"), std::to_string(last) + " at the last repetition",
+            "indices from -1 to " + std::to_string(high));
+      }
+    }
   }
 };
 

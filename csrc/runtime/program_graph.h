@@ -77,6 +77,8 @@ struct Node {
   const TensorView* beta = nullptr;
   const TensorView* rows = nullptr;
   const TensorView* index = nullptr;
+  const TensorView* step = nullptr;  // of copy: what each repetition adds to the index
+  int64_t repeats = 1;
   float eps = 0.0f;
   int64_t norm_count = 0;
   // Their operands and pointers are filled in when the node runs.

@@ -27,6 +27,17 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 
 int64_t padded(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
+// Writes the whole index of a copy from one period of it.
+void repeat_index(const Node& node, char* to) {
+  const int64_t period = node.index->shape[0];
+  const auto* index = reinterpret_cast<const int32_t*>(node.index->data);
+  const auto* step = reinterpret_cast<const int32_t*>(node.step->data);
+  auto* out = reinterpret_cast<int32_t*>(to);
+  for (int64_t r = 0; r < node.repeats; ++r) {
+    for (int64_t i = 0; i < period; ++i) *out++ = static_cast<int32_t>(index[i] + r * step[i]);
+  }
+}
+
 // Writes a constant [rows][index] from its tensor [rows][columns].
 void gather_columns(const Value& value, char* to) {
   const auto width = static_cast<size_t>(value.element_bytes());
@@ -71,6 +82,7 @@ void Program::State::pack() {
   std::vector<const DfqLayer*> layers;
   std::map<const DfqLayer*, Part> blobs;
   std::map<const TensorView*, Part> constants;
+  std::map<const Node*, Part> repeated;
   const auto want = [&](const TensorView* view) {
     if (view != nullptr) constants[view].bytes = static_cast<int64_t>(view->nbytes);
   };
@@ -78,9 +90,14 @@ void Program::State::pack() {
     for (const DfqLayer* layer : {node.layer, node.layer2}) {
       if (layer != nullptr && blobs.emplace(layer, Part{}).second) layers.push_back(layer);
     }
-    for (const TensorView* view :
-         {node.table, node.table2, node.gamma, node.beta, node.rows, node.index}) {
+    for (const TensorView* view : {node.table, node.table2, node.gamma, node.beta, node.rows}) {
       want(view);
+    }
+    if (node.step == nullptr) {
+      want(node.index);
+    } else {
+      const int64_t count = node.index->shape[0] * node.repeats;
+      repeated[&node].bytes = count * static_cast<int64_t>(sizeof(int32_t));
     }
   }
   std::vector<Part> gathered(graph.values.size());
@@ -115,6 +132,7 @@ void Program::State::pack() {
   }
   for (auto& [view, part] : constants) place(&part);
   for (Part& part : gathered) place(&part);
+  for (auto& [node, part] : repeated) place(&part);
   weights = Memory("packed weights", bytes + kSlack);
   info.packed_bytes = static_cast<size_t>(bytes);
 
@@ -148,6 +166,7 @@ void Program::State::pack() {
     }
   }
 
+  for (const auto& [node, part] : repeated) repeat_index(*node, weights.data() + part.at);
   for (size_t v = 0; v < graph.values.size(); ++v) {
     if (graph.values[v].index != nullptr) {
       gather_columns(graph.values[v], weights.data() + gathered[v].at);
@@ -173,8 +192,9 @@ void Program::State::pack() {
     step.gamma = reinterpret_cast<const float*>(constant(node.gamma));
     step.beta = reinterpret_cast<const float*>(constant(node.beta));
     const TensorView* index = node.rows != nullptr ? node.rows : node.index;
-    step.index = reinterpret_cast<const int32_t*>(constant(index));
-    if (index != nullptr) step.index_count = index->shape[0];
+    step.index = reinterpret_cast<const int32_t*>(
+        node.step == nullptr ? constant(index) : weights.data() + repeated[&node].at);
+    if (index != nullptr) step.index_count = index->shape[0] * node.repeats;
     if (node.op == Op::kCopy) {
       step.inputs.resize(node.in.size());
       for (const int v : node.in) {
@@ -346,7 +366,8 @@ void Program::State::load(const DfqFile& file, int thread_count) {
   // They point into the file, which need not outlive this.
   for (Node& node : graph.nodes) {
     node.layer = node.layer2 = nullptr;
-    node.table = node.table2 = node.gamma = node.beta = node.rows = node.index = nullptr;
+    node.table = node.table2 = node.gamma = node.beta = node.rows = node.index = node.step =
+        nullptr;
   }
 }
 

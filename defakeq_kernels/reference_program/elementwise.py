@@ -65,6 +65,10 @@ def copy(node: Node) -> None:
     index = node.optional("index", "int32", None)
     if index is None or index.ndim != 1:
         refuse(node.field("index"), shown(node.get("index")), "a tensor int32 [n]")
+    step = node.optional("step", "int32", index.shape)
+    if step is not None:
+        repeats = node.count_of("repeats")
+        index = np.concatenate([index + r * step.astype(np.int64) for r in range(repeats)])
     node.expect_size(index.size * chunk)
     parts = []
     for i in range(len(node.ins)):

@@ -94,7 +94,10 @@ def build(
     target = Path(folder)
     if target.exists():
         raise FileExistsError(f"{target}: found already there; accepted is a new folder")
-    tensors, network = dfq.read(path)
+    try:
+        tensors, network = dfq.read(path)
+    except ValueError as error:
+        raise ValueError(f"model: found {path}; accepted is a .dfq file: {error}") from error
     program = GpuProgram(tensors, network, torch.device("cpu"))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

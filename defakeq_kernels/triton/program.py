@@ -158,6 +158,11 @@ class GpuProgram:
             (name, index), lambda: self.tensor(name).index_select(-1, self.tensor(index))
         )
 
+    def copy_index(self, node: Mapping[str, Any]) -> Tensor:
+        """The whole index of a copy."""
+        key = ("copy", node["index"], node.get("step"), node.get("repeats"))
+        return self.constant(key, lambda: dfq.copy_index(self._tensors, node))
+
     def constant(self, key: Any, make: Callable[[], NDArray[Any]]) -> Tensor:
         """What `make` returns, moved to the device once: a capture may not copy from the host."""
         return self.once(

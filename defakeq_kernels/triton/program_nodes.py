@@ -341,8 +341,7 @@ def _copy(state: State, node: Mapping[str, Any]) -> None:
     chunk, at = node["chunk"], node["out"][0]
     parts = [state.raw(i).expand(state.batch, *state.value(i)["shape"]) for i in node["in"]]
     joined = torch.cat([p.reshape(state.batch, -1, chunk) for p in parts], 1)
-    index = state.table(node, "index")
-    assert index is not None
+    index = state.program.copy_index(node)
     state.put(at, _gathered(joined, index, state.fill(at)))
 
 

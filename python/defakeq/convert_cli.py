@@ -10,12 +10,37 @@ import typer
 # Heavy imports (torch, OpenCV) stay inside the commands.
 
 
-def detectors() -> None:
-    """List the detectors whose published weights can be loaded."""
+def detectors(
+    check: Annotated[
+        list[str] | None, typer.Option(help="Convert this one and compare its scores; repeatable.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Generated ones to score (--check).")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the detectors whose published weights can be loaded; --check converts some to 8 bits."""
+    import json
+    from dataclasses import asdict
+
     import torch
 
     from defakeq.detectors import build, names
 
+    if check:
+        from defakeq.detectors.check import check as compare
+
+        # One after the other: each is shown as soon as it is known.
+        for found in compare(tuple(check), pictures):
+            if as_json:
+                typer.echo(json.dumps(asdict(found)))
+                continue
+            typer.echo(
+                f"{found.name:16} {found.parameters / 1e6:6.2f} M parameters  "
+                f"{found.bytes / 1e6:6.2f} MB  differences of {found.pictures} scores: "
+                f"mean {found.mean:.4f}, most {found.most:.4f}"
+            )
+        return
+    if as_json:
+        raise ValueError("json: found without check; accepted is --check NAME --json")
     for name in names():
         with torch.device("meta"):
             model = build(name)

@@ -19,7 +19,10 @@ def inspected(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: no such file, by the field that is wrong.
         OSError: it cannot be read.
     """
-    tensors, network = dfq.read(path)
+    try:
+        tensors, network = dfq.read(path)
+    except ValueError as error:
+        raise ValueError(f"model: found {path}; accepted is a .dfq file: {error}") from error
     layers = []
     for name, description in network["layers"].items():
         packed = PackedWeight.from_tensors(name, tensors, description)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defakeq.metrics import BINS
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem; }
@@ -25,8 +27,9 @@ svg .name { font-size: 12px; font-weight: 600; } svg .grid { stroke: var(--line)
 svg .chance { stroke: currentColor; stroke-opacity: .35; stroke-dasharray: 2 3; }
 figure { margin: 0; background: var(--soft); padding: .6rem; border-radius: 6px; }
 figure img { width: 112px; height: 112px; display: inline-block; object-fit: cover; }
-figcaption, small, .note { font-size: .82rem; opacity: .85; max-width: 30rem; }
-figcaption { overflow-wrap: anywhere; } .views { display: flex; gap: .4rem; }
+small, .note { font-size: .82rem; opacity: .85; max-width: 56rem; }
+figcaption { font-size: .82rem; max-width: 30rem; overflow-wrap: anywhere; }
+.views { display: flex; gap: .4rem; }
 .views div { font-size: .75rem; text-align: center; }
 """
 
@@ -62,7 +65,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-_HEAD = ("AUC", "EER", "average precision", "accuracy", "calibration error")
+_HEAD = ("AUC ↑", "EER ↓", "average precision ↑", "accuracy ↑", "calibration error ↓")
 _KEYS = ("auc", "eer", "ap", "accuracy", "calibration_error")
 
 
@@ -92,11 +95,22 @@ def _problems(report: dict[str, Any]) -> str:
     return f"<details><summary>{counts}</summary><ul>{lines}{more}</ul></details>"
 
 
+def _agreement(row: dict[str, Any]) -> str:
+    found = row.get("difference")
+    if found is None:
+        return ""
+    return (
+        f"<p>Scores of the compressed network differ from the float one's by {found['mean']:.4f} "
+        f"on average and {found['most']:.3f} at most; {found['changed']} of {row['evaluated']} "
+        "decisions at 0.5 changed.</p>"
+    )
+
+
 def _section(name: str, row: dict[str, Any], plots: list[str], misses: list[str]) -> str:
     families = [
         [
             escape(family),
-            str(next(iter(found.values()))["frame"]["count"]),
+            str(next(iter(found.values()))["frame"]["forged"]),
             *(
                 _with_interval(levels[level], "auc")
                 for levels in found.values()
@@ -112,31 +126,36 @@ def _section(name: str, row: dict[str, Any], plots: list[str], misses: list[str]
         f"<p>{row['evaluated']} of {row['samples']} samples scored, {row['forged']} forged and "
         f"{row['real']} real.</p>",
         _problems(row["report"]),
+        _agreement(row),
         table(["", "count", *_HEAD], _metric_rows(row["networks"], "")),
         f'<div class="plots">{"".join(plots)}</div>',
     ]
     if families:
         parts.append("<h3>By forgery family</h3>")
-        parts.append('<p class="note">The forged samples of one family beside all real ones.</p>')
-        parts.append(table(["family", "samples", *head], families))
+        parts.append(
+            f'<p class="note">The forged samples of one family beside all {row["real"]} real ones. '
+            "An interval that holds 0.5 does not tell the family from chance.</p>"
+        )
+        parts.append(table(["family", "forged", *head], families))
     if misses:
         parts.append("<h3>Worst misses</h3>")
         parts.append(
-            '<p class="note">Red speaks for "forged", blue for "real": the change of the score '
-            "when that part is blurred. The gradient is that of the float network.</p>"
+            '<p class="note">The samples farthest on the wrong side of 0.5, one of a video. Red '
+            'speaks for "forged", blue for "real": the change of the score when that part is '
+            "blurred, on one scale for both networks. The gradient is the float network's.</p>"
         )
         parts.append(f'<div class="misses">{"".join(misses)}</div>')
     return "".join(parts) + "</section>"
 
 
-def miss(views: Sequence[tuple[str, NDArray[np.uint8]]], caption: str) -> str:
-    """Return a miss: named views of a picture, and a caption."""
+def miss(views: Sequence[tuple[str, NDArray[np.uint8]]], verdict: str, name: str) -> str:
+    """Return a miss: named views of a picture, what went wrong, and the picture's name."""
     shown = "".join(
         f"<div>{image(picture, name)}<br>{escape(name)}</div>" for name, picture in views
     )
     return (
         f'<figure class="miss"><div class="views">{shown}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figcaption><b>{escape(verdict)}</b><br>{escape(name)}</figcaption></figure>"
     )
 
 
@@ -145,8 +164,12 @@ def page(
     timing: dict[str, float],
     plots: dict[str, list[str]],
     misses: dict[str, list[str]],
+    machine: str,
 ) -> str:
-    """Return the report of an evaluation as a page that needs nothing else."""
+    """Return the report of an evaluation as a page that needs nothing else.
+
+    ``machine`` is a line about where and with what it was measured.
+    """
     networks = document["networks"]
     rows = []
     for kind, about in networks.items():
@@ -179,8 +202,10 @@ def page(
         f"Evaluation of {networks[first]['name']}",
         f"{table(head, rows)}{ratio}"
         f'<p class="note">Settings: {escape(settings)}. A video\'s score is the mean of its '
-        "frames'. Intervals: 95 %, from a bootstrap over videos. Scores are probabilities of a "
-        "forgery; they are no proof about a picture.</p>"
+        "frames'. Intervals: 95 %, from a bootstrap over videos; an AUC of 0.5 is chance. Accuracy "
+        f"is at a score of 0.5, the calibration error is of {BINS} bins, and ↑ and ↓ say which way "
+        "is better. Scores are probabilities of a forgery; they are no proof about a picture.</p>"
+        f'<p class="note">{escape(machine)}</p>'
         f"{''.join(sections)}",
     )
 

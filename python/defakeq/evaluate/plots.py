@@ -71,7 +71,13 @@ def roc(labels: NDArray[np.int64], networks: dict[str, NDArray[np.float64]], tit
         legend.append((f"{name}, AUC {metrics.auc_of(found):.3f}", COLORS[name], name == "float"))
     body += _legend(legend, _LEFT + 92, base - 12 - 15 * (len(legend) - 1))
     ticks = [f"{value:.1f}" for value in np.linspace(0, 1, 6)]
-    return _frame(title, "real ones taken for forged", "forged ones found", ticks, body)
+    return _frame(
+        title,
+        "false positive rate (real as forged)",
+        "true positive rate (forged found)",
+        ticks,
+        body,
+    )
 
 
 def _corners(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -93,7 +99,11 @@ def histogram(
         for name, scores in networks.items()
         for value, kind in enumerate(CLASSES)
     }
-    top = max(float(row.max()) for row in counted.values()) or 1.0
+    # Round ticks, and room above the bars for the legend.
+    tallest = max(float(row.max()) for row in counted.values()) or 1.0
+    room = 1 + (15 * len(counted) + 10) / _SIDE
+    steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    top = 5 * next(step for step in steps if 5 * step >= tallest * room)
     body, legend = "", []
     first = next(iter(networks))
     for (name, kind), row in counted.items():
@@ -117,6 +127,8 @@ def histogram(
                 f'stroke-width="1.5" stroke-dasharray="5 3"/>'
             )
         legend.append((f"{kind}, {name}", CLASSES[kind], name != first))
-    body += _legend(legend, _LEFT + _SIDE / 2 - 50, _TOP + 12)
+    body += _legend(legend, _LEFT + 8, _TOP + 12)
     ticks = [f"{value * top:.2f}" for value in np.linspace(0, 1, 6)]
-    return _frame(title, "probability of a forgery", "share of the class", ticks, body)
+    return _frame(
+        title, "probability of a forgery", f"share of the class, {bins} bins", ticks, body
+    )

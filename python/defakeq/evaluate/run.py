@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defakeq import metrics
+from defakeq import info, metrics
 from defakeq.data import Dataset, open_dataset
 from defakeq.evaluate import html, plots, saliency, shards
 from defakeq.evaluate.shards import Scores, World
@@ -274,6 +275,7 @@ def _measured(
                 kind: summary(values, own | (labels == 0)) for kind, values in networks.items()
             }
     return {
+        **_difference(scores),
         "samples": len(data),
         "evaluated": len(samples),
         "forged": int(labels.sum()),
@@ -281,6 +283,21 @@ def _measured(
         "networks": {kind: summary(values, everything) for kind, values in networks.items()},
         "families": rows,
         "report": scores.report.to_dict(),
+    }
+
+
+def _difference(scores: Scores) -> dict[str, dict[str, Any]]:
+    """Return how far the compressed scores are from the float ones; nothing without those."""
+    if scores.floating is None:
+        return {}
+    apart = np.abs(scores.compressed - scores.floating)
+    changed = (scores.compressed >= 0.5) != (scores.floating >= 0.5)
+    return {
+        "difference": {
+            "mean": math.fsum(apart.tolist()) / len(apart),
+            "most": float(apart.max()),
+            "changed": int(changed.sum()),
+        }
     }
 
 
@@ -356,9 +373,10 @@ def _misses(settings: Settings, found: Evaluation, name: str) -> list[str]:
             slope = saliency.gradient(found.scorers[1], picture)
             if slope is not None:
                 views.append(("float, gradient", saliency.overlay(picture, slope)))
-        truth = f"forged ({sample.family})" if sample.label else "real"
-        text = f"{sample.key}: {truth}, {names[0]} {score:.3f}"
-        out.append(html.miss(views, text + ("" if floating is None else f", float {floating:.3f}")))
+        truth = f"Missed forgery ({sample.family})" if sample.label else "False alarm (real)"
+        text = f"{truth}: {names[0]} {score:.3f}"
+        text += "" if floating is None else f", float {floating:.3f}"
+        out.append(html.miss(views, text, sample.key))
     return out
 
 
@@ -382,7 +400,17 @@ def to_html(settings: Settings, found: Evaluation, timing: dict[str, float]) -> 
             plots.histogram(labels, networks, "Scores of frames"),
         ]
         misses[name] = _misses(settings, found, name)
-    return html.page(found.document, timing, drawn, misses)
+    return html.page(found.document, timing, drawn, misses, _machine())
+
+
+def _machine() -> str:
+    here = info.collect()
+    threads = torch.get_num_threads()
+    return (
+        f"DefakeQ {here['version']}, torch {here['torch']['version']}, {here['cpu']}, "
+        f"{here['selected']} kernels. Times are of one face a call, with {threads} "
+        f"thread{'s' if threads > 1 else ''}; sizes are of the files, 1 KiB = 1024 bytes."
+    )
 
 
 def timing(settings: Settings, found: Evaluation) -> dict[str, float]:

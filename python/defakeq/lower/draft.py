@@ -256,7 +256,11 @@ class Draft:
             first = self.values[ref.values[0]]
             out = self.value(first.dtype, shape, first.quant)
             step = self.step("copy", f"{name}.copy", list(ref.values), out, chunk=chunk)
-            step.attributes["index"] = self.tensor(f"program.{step.name}.index", index)
+            period, moves = _period(index)
+            if moves is not None:
+                step.attributes["repeats"] = index.size // period.size
+                step.attributes["step"] = self.tensor(f"program.{step.name}.step", moves)
+            step.attributes["index"] = self.tensor(f"program.{step.name}.index", period)
             self._copies[key] = out
         return self._copies[key]
 
@@ -278,6 +282,27 @@ def _repeats(
         return array, None
     first = np.unique(index, return_index=True)[1]
     return np.ascontiguousarray(flat[:, first]), index
+
+
+def _period(
+    index: NDArray[np.int32],
+) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
+    """One period of an index and what each repetition adds to it; the index itself without one.
+
+    A concatenation of channels moves on evenly from pixel to pixel, but by another step in each
+    of its parts.
+    """
+    for size in range(1, index.size // 4 + 1) if index.size >= 256 else ():
+        if index.size % size or not np.array_equal(
+            index[2 * size : 3 * size] - index[size : 2 * size],
+            index[size : 2 * size] - index[:size],
+        ):
+            continue
+        rows = index.reshape(-1, size)
+        moves = rows[1] - rows[0]
+        if bool((np.diff(rows, axis=0) == moves).all()):
+            return rows[0].copy(), moves
+    return index, None
 
 
 def _chunk(flat: NDArray[np.int64], sizes: list[int]) -> int:

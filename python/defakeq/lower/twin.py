@@ -376,7 +376,7 @@ class Twin:
         chunk = int(node["chunk"])
         parts = [x.reshape(-1, chunk) for x in ins if x is not None]
         chunks = torch.cat(parts)
-        index = torch.from_numpy(np.asarray(self.tensors[node["index"]])).long()
+        index = torch.from_numpy(dfq.copy_index(self.tensors, node)).long()
         y = chunks[index.clamp(min=0)]
         return torch.where(index[:, None] >= 0, y, torch.zeros((), dtype=y.dtype))
 

@@ -522,8 +522,7 @@ class Exporter:
 
     def _op_copy(self, node: Node, ins: list[int], out: int) -> None:
         graph, chunk = self.graph, int(node["chunk"])
-        index = self.tensor(node, "index")
-        assert index is not None
+        index = dfq.copy_index(self.tensors, node)
         parts = [graph.reshape(self.get(v), [-1, chunk]) for v in ins]
         x = graph.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
         total = sum(self.size(v) for v in ins) // chunk
