@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ from torch import nn
 
 from defakeq.compress import distortion, redundancy, statistics
 from defakeq.compress.allocate import Option
+from defakeq.compress.bars import Bars
+from defakeq.compress.budget import converted
 from defakeq.compress.calibration import Calibration
-from defakeq.compress.choice import Chosen
+from defakeq.compress.choice import Chosen, Refused, Task, choose_options
 from defakeq.compress.graph import Graph, margin
+from defakeq.compress.latency import LatencyTable
+from defakeq.compress.presets import Preset
+from defakeq.compress.quantized import calling
+from defakeq.compress.sizes import checkpoint_bytes
 from defakeq_kernels.packed import PackedWeight
 
 
@@ -159,3 +166,67 @@ def test_options_count_what_is_kept(data):
         if masks.ins is not None:
             cost[:, ~masks.ins] = 0
         assert option.distortion == pytest.approx(float(cost.sum()), rel=1e-4)
+
+
+class _Normed(nn.Module):
+    """Channels that go through a BatchNorm after their activation, so that it is not folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 32, 3, 1, 1)
+        self.norm = nn.BatchNorm2d(32)
+        self.second = nn.Conv2d(32, 16, 3, 1, 1)
+        self.head = nn.Linear(16, 1)
+        self.norm.running_mean.normal_(0, 0.2)
+        self.norm.bias.data.normal_()
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        x = self.norm(torch.relu(self.first(x)))
+        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def test_channels_stay_away_behind_a_norm(data):
+    graph, stats, channels, groups = _found(_Normed(), data)
+    first = next(g for g, one in enumerate(groups) if "first" in one.group.units[0])
+    levels = [len(one.kept) - 1 if g == first else 0 for g, one in enumerate(groups)]
+    weights, masks = redundancy.pruned(graph, channels, stats, groups, levels)
+    assert int(masks["first"].outs.sum()) == int(masks["second"].ins.sum()) == 16
+    options = {name: Option(8, False, 0, 0.0) for name in graph.layers}
+    states = Chosen(options, {}, weights, masks, "").initial(graph)
+    program = converted(graph.model, states, data.images, mixed=False)
+    tensors, network = program.file()
+    assert not [step for step in network["program"]["nodes"] if step["op"] == "copy"]
+    assert tensors["program.batch_norm_default.add"].shape == (16,)
+    with torch.no_grad():
+        wanted = torch.cat(
+            [graph.forward(x, calling(states))[1] for x in graph.batches(data.images)]
+        )
+    assert torch.allclose(program(data.images), wanted, atol=0.2 * float(wanted.std()))
+
+
+def test_refusal_names_the_least_of_both_ways(data, monkeypatch):
+    graph, stats, _, _ = _found(_Normed(), data)
+    model_bytes = checkpoint_bytes(_Normed())
+
+    def choose(budget, worse):
+        task = Task(
+            graph, stats, data.images, data.images, Preset(), budget, model_bytes, False,
+            LatencyTable.of(None, None), None,
+        )  # fmt: skip
+        room = Task.room
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                Task, "room", lambda own, c: room(own, c) - (10**6 if worse(bool(c.masks)) else 0)
+            )
+            return choose_options(task, True, Bars(False))
+
+    found = []
+    for worse in (lambda masked: False, lambda masked: masked, lambda masked: True):
+        with pytest.raises(Refused) as caught:
+            choose(1000, worse)
+        found.append(caught.value.least)
+    both, whole, neither = found
+    assert both < whole < 10**6 < neither
+    assert choose(math.ceil(whole), lambda masked: masked).masks == {}

@@ -46,8 +46,9 @@ class Channels:
         outputs: for each layer, each output's tie: channels of the same tie go together.
         inputs: the same for each input; -1 for inputs that are no layer's output. Grouped
             convolutions have none.
-        constants: for each parameter that is no layer's and meets channels (added to them, beside
-            them, of a LayerNorm), each element's tie; -1 where there is none.
+        constants: for each parameter or buffer that is no layer's and meets channels (added to
+            them, beside them, of a LayerNorm, a BatchNorm's bias and mean), each element's tie; -1
+            where there is none.
     """
 
     groups: tuple[Group, ...]
@@ -129,11 +130,11 @@ def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     A model that cannot be analysed keeps its constants.
 
     Args:
-        model: in evaluation mode; its class tokens, position embeddings, LayerNorms are changed.
+        model: in evaluation mode; its class tokens, position embeddings, norms are changed.
         plan: for this model.
         inputs: what it is called with, positional and by name.
     """
-    handled = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+    handled = (nn.Conv2d, nn.Linear)
     own = [
         parameter
         for module in model.modules()
@@ -158,7 +159,8 @@ def drop_constants(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     with torch.no_grad():
         for name, where in channels.constants.items():
             living = torch.tensor(sorted({-1, *alive}))
-            model.get_parameter(name)[~torch.isin(where, living)] = 0
+            owner, _, leaf = name.rpartition(".")
+            getattr(model.get_submodule(owner), leaf)[~torch.isin(where, living)] = 0
 
 
 def _strength(module: nn.Module) -> Any:
@@ -208,7 +210,10 @@ class _Analysis:
     def __init__(self, exported: Any, layers: Iterable[str]):
         self.graph: fx.Graph = exported.graph_module.graph
         signature = exported.graph_signature
-        self.parameters: dict[str, str] = dict(signature.inputs_to_parameters)
+        self.parameters: dict[str, str] = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+        }
         self.layers = set(layers)
         self.parent = [0]
         self.frozen: set[int] = set()
@@ -284,6 +289,10 @@ class _Analysis:
             for source in node.args[2:4]:
                 if source in self.origins:
                     self.added(source, args[0])
+        if name in ("batch_norm", "_native_batch_norm_legit_no_training"):
+            for source in node.args[2:4]:  # the bias and the mean: without them, zero stays zero
+                if source in self.origins:
+                    self.added(source, args[0].movedim(1, -1))
         if name in _KEEPS:
             return args[0]
         if name in _MEETS:

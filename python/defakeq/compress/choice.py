@@ -31,6 +31,14 @@ _RESERVE = 0.01  # of the file, for restored channels
 _RANDOM_RESERVE = 0.03  # of the file at most, for randomly restored channels
 
 
+class Refused(ValueError):
+    """A budget that cannot be kept; `least` bytes could be."""
+
+    def __init__(self, message: str, least: float) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 @dataclass(frozen=True)
 class Chosen:
     """What stages 2 and 3 decided: options, input widths, folded weights, kept channels."""
@@ -116,12 +124,14 @@ class Task:
         program = converted(self.graph.model, states, self.ranges, mixed=False)
         return self.budget - SUMMARY - self.reserve() - file_size(program)[1]
 
-    def refused(self, missing: float, what: str) -> ValueError:
+    def refused(self, missing: float, what: str) -> Refused:
         """The error of a budget that cannot be kept."""
-        least = math.ceil((self.budget + missing) / self.checkpoint * 1e4) / 1e4
-        return ValueError(
-            f"size: found {self.budget} bytes for the file; accepted is at least {least:.4f} of "
-            f"the checkpoint, {what}"
+        least = self.budget + missing
+        part = math.ceil(least / self.checkpoint * 1e4) / 1e4
+        return Refused(
+            f"size: found {self.budget} bytes for the file; accepted is at least {part:.4f} of "
+            f"the checkpoint, {what}",
+            least,
         )
 
 
@@ -167,11 +177,11 @@ def _chosen(task: Task, prune: bool, bars: Bars) -> Chosen:
     pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
     try:
         best = _solved(task, channels, groups, pruning, bars)
-    except ValueError as error:  # without pruned channels, fewer bytes lie beside the layers
+    except Refused as error:  # without pruned channels, fewer bytes may lie beside the layers
         try:
             return without(f"none, which takes fewer bytes; {pruning}")[0]
-        except ValueError:
-            raise error from None
+        except Refused as other:
+            raise min(error, other, key=lambda one: one.least) from None
     if best[0].masks:
         try:
             whole = without(f"none, which costs less; {pruning}")
@@ -245,9 +255,9 @@ def _within_budget(
                 break
         elif kept is not None:
             break
-        elif room < least:
-            raise task.refused(least - room, "at the narrowest widths")
-        layers = room
+        elif layers <= least:
+            raise task.refused(-left, "at the narrowest widths")
+        layers = max(room, float(least))
     if kept is None:
         raise task.refused(0.01 * task.budget, f"or what {_TRIES} tries have not found")
     return kept

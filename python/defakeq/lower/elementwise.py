@@ -186,12 +186,15 @@ class Elementwise(Operands):
         found = channel_affine(node, source, self.captured)
         if found is None:
             raise Unsupported("found a batch_norm without running statistics")
-        ref = self._single(self.ref(source), node, True)
         shape = self.captured.shapes[node]
         axis = 1 if len(shape) == 4 else len(shape) - 1
-        number = ref.values[0]
         lead = [1] * len(shape)
         lead[axis] = -1
+        ref, offset = self.ref(source), found[1]
+        assert offset is not None
+        shifted = bool(offset.reshape(lead).expand(shape)[ref.index < 0].any())
+        ref = self._single(ref, node, shifted)
+        number = ref.values[0]
         for factor, fn in zip(found, ("mul", "add"), strict=True):
             assert factor is not None
             array = self._laid_out(ref, factor.reshape(lead).expand(shape), 0.0)
