@@ -382,6 +382,31 @@ def test_int8_to_int8_everywhere(name: str) -> None:
                 assert_same(case.native(blob), expected, where)
 
 
+@pytest.mark.parametrize("mode", ["static", "none", "row", "tensor"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_with_pruned_and_half_precision_outputs(mode: str, stride: int) -> None:
+    channels, h, w = 170, 9, 13
+    rng = np.random.default_rng(stride)
+    geometry = {"groups": channels, "padding": (1, 1), "stride": (stride, stride)}
+    # 4 bits, 8 bits, half precision or nothing
+    widths = rng.choice([4, 8, 16, 0], channels, p=[0.2, 0.2, 0.2, 0.4])
+    weight = make_weight(rng, "conv2d", (channels, 1, 3, 3), widths, "random", "random", **geometry)
+    shape = (2, h, w, channels)
+    numbers = rng.standard_normal(shape).astype(np.float32)
+    inputs = [numbers]
+    if mode == "static":
+        inputs.append(int8_of(rng, "extremes", shape, -128, 127))
+    act = make_act(rng, mode, 8, "middle")
+    for x in inputs:
+        for out in (None, ActQuant.static(-2.0, 5.0)):
+            case = Case(weight, act, "relu", out, x, None, {})
+            expected, blob = case.expected(), case.blob()
+            with everywhere() as each:
+                for isa, threads in each():
+                    where = f"{x.dtype}, {out}, {isa}, {threads} threads"
+                    assert_same(case.native(blob), expected, where)
+
+
 @pytest.mark.parametrize("zero", ["random", 0, 255])
 @pytest.mark.parametrize("size", [(150, 3, 4), (24, 8, 9), (64, 16, 7), (9, 5, 17)])
 def test_depthwise_zero_points_among_the_codes(size: tuple[int, int, int], zero: str | int) -> None:

@@ -162,42 +162,62 @@ void gemm_f32(const GemmF32Args& a) {
   }
 }
 
+// Outputs (oy, ox) to (oy, ox + kX - 1) of block b; kInside: none reads padding left or right.
+template <class V, int kX, bool kInside>
+DQ_INLINE void dw_f32_outputs(const DwF32Args& a, int64_t b, int n, int64_t oy, int64_t ox) {
+  constexpr int kParts = kBlock / V::W;
+  const int64_t c = b * kBlock, step = a.stride[1] * a.x_stride;
+  typename V::F acc[kX][kParts];
+  for (int k = 0; k < kX; ++k) {
+    for (int i = 0; i < kParts; ++i) acc[k][i] = V::set1(0.0f);
+  }
+  const float* w = a.weight + b * a.kernel[0] * a.kernel[1] * kBlock;
+  int64_t iy = oy * a.stride[0] - a.padding[0];
+  for (int ky = 0; ky < a.kernel[0]; ++ky, iy += a.dilation[0]) {
+    int64_t ix = ox * a.stride[1] - a.padding[1];
+    for (int kx = 0; kx < a.kernel[1]; ++kx, ix += a.dilation[1], w += kBlock) {
+      if (iy < 0 || iy >= a.h || (!kInside && (ix < 0 || ix >= a.w))) continue;
+      const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
+      float tail[kBlock] = {};
+      if (!kInside && n < kBlock) {
+        std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
+        x = tail;
+      }
+      for (int k = 0; k < kX; ++k) {
+        for (int i = 0; i < kParts; ++i) {
+          acc[k][i] = V::fma(V::load(w + i * V::W), V::load(x + k * step + i * V::W), acc[k][i]);
+        }
+      }
+    }
+  }
+  for (int k = 0; k < kX; ++k) {
+    for (int i = 0; i < kParts; ++i) {
+      const int64_t at = c + i * V::W;
+      if (a.has_row_scale) acc[k][i] = V::mul(acc[k][i], V::set1(a.row_scale));
+      acc[k][i] = V::fma(acc[k][i], V::load(a.scale + at), V::load(a.bias + at));
+    }
+    finish_block<V>(a.post, a.out, a.out_stride, oy * a.out_w + ox + k, c, n, acc[k]);
+  }
+}
+
 template <class V>
 void dw_f32(const DwF32Args& a) {
-  constexpr int kParts = kBlock / V::W;
+  constexpr int kX = 4;
   const int64_t blocks = (a.channels + kBlock - 1) / kBlock;
-  const int taps = a.kernel[0] * a.kernel[1];
+  const int64_t last = (kX - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1];
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t c = b * kBlock;
-    const int n = static_cast<int>(a.channels - c < kBlock ? a.channels - c : kBlock);
+    const int64_t left = a.channels - b * kBlock;
+    const int n = static_cast<int>(left < kBlock ? left : kBlock);
     for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
-      for (int64_t ox = 0; ox < a.out_w; ++ox) {
-        typename V::F acc[kParts];
-        for (int i = 0; i < kParts; ++i) acc[i] = V::set1(0.0f);
-        const float* w = a.weight + b * taps * kBlock;
-        int64_t iy = oy * a.stride[0] - a.padding[0];
-        for (int ky = 0; ky < a.kernel[0]; ++ky, iy += a.dilation[0]) {
-          int64_t ix = ox * a.stride[1] - a.padding[1];
-          for (int kx = 0; kx < a.kernel[1]; ++kx, ix += a.dilation[1], w += kBlock) {
-            if (iy < 0 || iy >= a.h || ix < 0 || ix >= a.w) continue;
-            const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
-            float tail[kBlock];
-            if (n < kBlock) {
-              std::memset(tail, 0, sizeof(tail));
-              std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
-              x = tail;
-            }
-            for (int i = 0; i < kParts; ++i) {
-              acc[i] = V::fma(V::load(w + i * V::W), V::load(x + i * V::W), acc[i]);
-            }
-          }
+      for (int64_t ox = 0; ox < a.out_w;) {
+        const int64_t ix = ox * a.stride[1] - a.padding[1];
+        if (n == kBlock && ox + kX <= a.out_w && ix >= 0 && ix + last < a.w) {
+          dw_f32_outputs<V, kX, true>(a, b, n, oy, ox);
+          ox += kX;
+        } else {
+          dw_f32_outputs<V, 1, false>(a, b, n, oy, ox);
+          ++ox;
         }
-        for (int i = 0; i < kParts; ++i) {
-          const int64_t at = c + i * V::W;
-          if (a.has_row_scale) acc[i] = V::mul(acc[i], V::set1(a.row_scale));
-          acc[i] = V::fma(acc[i], V::load(a.scale + at), V::load(a.bias + at));
-        }
-        finish_block<V>(a.post, a.out, a.out_stride, oy * a.out_w + ox, c, n, acc);
       }
     }
   }
