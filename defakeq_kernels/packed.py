@@ -227,7 +227,7 @@ class PackedWeight:
             for field in SEGMENT_FIELDS:
                 named[f"{prefix}.seg{i}.{field}"] = getattr(segment, field)
             if segment.zero_point is not None:
-                narrow = narrowest(segment.zero_point)
+                narrow = zero_point_type(segment)
                 named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(narrow)
         if self.stored_out == self.shape[0]:
             counts = [segment.count for segment in self.segments]
@@ -326,9 +326,14 @@ class PackedWeight:
         }
 
 
-def narrowest(zero_point: NDArray[np.int32]) -> type[np.signedinteger[Any]]:
-    """The type that holds zero points in a file: int8 where all fit, else int16."""
-    limits = np.iinfo(np.int8)
+def zero_point_type(segment: Segment) -> type[np.signedinteger[Any]]:
+    """The type of zero points in a file: int8 below 8 bits where all fit, else int16.
+
+    At 8 bits some would fit by chance; one type keeps sizes known and arrays of layers joined.
+    """
+    zero_point, limits = segment.zero_point, np.iinfo(np.int8)
+    if zero_point is None or segment.bits >= 8:
+        return np.int16
     fits = limits.min <= zero_point.min() and zero_point.max() <= limits.max
     return np.int8 if fits else np.int16
 
