@@ -20,6 +20,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from defakeq_kernels import defaults, joint_tensors
 from defakeq_kernels.checks import is_integer, refuse, shown
 from defakeq_kernels.packed import FLOAT_OUT, NO_ACT, PackedWeight
 from defakeq_kernels.quantize import ACTIVATIONS, check_act, check_out
@@ -110,9 +111,10 @@ def dumps(tensors: Mapping[str, NDArray[Any]], network: Any) -> bytes:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"network: found {error}; accepted is what JSON can hold") from error
-    _check_network(arrays, _parse("network", text.encode("utf-8", "surrogatepass")))
-
-    raw = safetensors.numpy.save(arrays)
+    parsed = _parse("network", text.encode("utf-8", "surrogatepass"))
+    _check_network(arrays, parsed)
+    text = json.dumps(defaults.left_out(parsed), ensure_ascii=False, separators=(",", ":"))
+    raw = safetensors.numpy.save(joint_tensors.join(arrays, parsed["layers"]))
     length = int.from_bytes(raw[:8], "little")
     entries = json.loads(raw[8 : 8 + length])
     tail = json.dumps(text, ensure_ascii=False)
@@ -140,6 +142,9 @@ def loads(data: bytes) -> tuple[Tensors, Network]:
         tensors = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ValueError(f"header: found {error}; accepted is a safetensors file") from error
+    layers = _layers(network)
+    defaults.fill(network)
+    tensors = joint_tensors.split(tensors, layers)
     _check_network(tensors, network)
     return tensors, network
 
@@ -356,7 +361,8 @@ def _naturals(value: object) -> bool:
     return isinstance(value, list) and all(is_integer(v) and v >= 0 for v in value)
 
 
-def _check_network(tensors: Mapping[str, NDArray[Any]], network: Any) -> None:
+def _layers(network: Any) -> dict[str, dict[str, Any]]:
+    """The descriptions of a network's layers, each an object."""
     if not isinstance(network, dict):
         refuse("network", shown(network), "an object")
     layers = network.get("layers")
@@ -367,6 +373,11 @@ def _check_network(tensors: Mapping[str, NDArray[Any]], network: Any) -> None:
             refuse("network.layers", f"the name {shown(name)}", "a non-empty string")
         if not isinstance(description, dict):
             refuse(f"network.layers.{name}", shown(description), "an object")
+    return layers
+
+
+def _check_network(tensors: Mapping[str, NDArray[Any]], network: Any) -> None:
+    for name, description in _layers(network).items():
         PackedWeight.from_tensors(name, tensors, description)
         _check_epilogue(name, description)
 

@@ -227,7 +227,8 @@ class PackedWeight:
             for field in SEGMENT_FIELDS:
                 named[f"{prefix}.seg{i}.{field}"] = getattr(segment, field)
             if segment.zero_point is not None:
-                named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(np.int16)
+                narrow = zero_point_type(segment)
+                named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(narrow)
         if self.stored_out == self.shape[0]:
             counts = [segment.count for segment in self.segments]
             del named[f"{prefix}.seg{counts.index(max(counts))}.out_index"]
@@ -271,8 +272,9 @@ class PackedWeight:
                 if f"{base}.{key}" not in tensors:
                     refuse(f"{base}.{key}", "nothing", "a tensor")
             fields = {key: tensors.get(f"{base}.{key}") for key in SEGMENT_FIELDS}
-            if fields["zero_point"] is not None and fields["zero_point"].dtype == np.int16:
-                fields["zero_point"] = fields["zero_point"].astype(np.int32)
+            zero = fields["zero_point"]
+            if zero is not None and zero.dtype in (np.int8, np.int16):
+                fields["zero_point"] = zero.astype(np.int32)
             fields["out_index"] = outputs[i]
             segments.append(Segment(bits, **fields))  # type: ignore[arg-type]
         return PackedWeight(
@@ -322,6 +324,18 @@ class PackedWeight:
             "activation": activation,
             "out": dict(out) if out is not None else dict(FLOAT_OUT),
         }
+
+
+def zero_point_type(segment: Segment) -> type[np.signedinteger[Any]]:
+    """The type of zero points in a file: int8 below 8 bits where all fit, else int16.
+
+    At 8 bits some would fit by chance; one type keeps sizes known and arrays of layers joined.
+    """
+    zero_point, limits = segment.zero_point, np.iinfo(np.int8)
+    if zero_point is None or segment.bits >= 8:
+        return np.int16
+    fits = limits.min <= zero_point.min() and zero_point.max() <= limits.max
+    return np.int8 if fits else np.int16
 
 
 def scale_groups(taps: int, in_count: int, group_size: int) -> int:

@@ -146,10 +146,12 @@ void check_crc(const std::string& digits, const uint8_t* data, size_t bytes) {
 void read_layers(DfqFile* file) {
   const Json network = parse_json("network", file->metadata["network"]);
   object("network", &network);
+  JointTensors joint(*file);
   for (const auto& [name, json] : object("network.layers", network.find("layers"))) {
     if (name.empty()) bad("network.layers", "an empty name", "a non-empty string");
-    file->layers.push_back(read_layer(*file, name, json));
+    file->layers.push_back(read_layer(*file, &joint, name, json));
   }
+  joint.require_all_taken();
 }
 
 }  // namespace

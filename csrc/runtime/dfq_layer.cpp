@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -27,8 +28,8 @@ constexpr int kHalfBits = 16;
 
 class LayerReader {
  public:
-  LayerReader(const DfqFile& file, const std::string& name, const Json& json)
-      : file_(file), name_(name), json_(json) {}
+  LayerReader(const DfqFile& file, JointTensors* joint, const std::string& name, const Json& json)
+      : file_(file), joint_(joint), name_(name), json_(json) {}
 
   DfqLayer read() {
     object("network.layers." + name_, &json_);
@@ -48,7 +49,7 @@ class LayerReader {
     } else if (half != nullptr) {
       bad(field("half_in_weight"), "a tensor", "none without half_in_index");
     }
-    if (const TensorView* bias = find("bias")) {
+    if (const TensorView* bias = find_or_part("bias", "bias", {stored_outputs_})) {
       require(field("bias"), bias, TensorType::kFloat32, {stored_outputs_});
       spec_.bias = data<float>(*bias);
       check_floats(field("bias"), *bias);
@@ -63,6 +64,16 @@ class LayerReader {
   const TensorView* find(const std::string& key) const {
     const auto it = file_.tensors.find(field(key));
     return it == file_.tensors.end() ? nullptr : &it->second;
+  }
+
+  // The tensor `key` of this layer, or what is its part of the one that all layers share.
+  const TensorView* find_or_part(const std::string& key, const char* array,
+                                 const std::vector<int64_t>& shape) {
+    const TensorView* own = find(key);
+    if (!joint_->has(array)) return own;
+    if (own != nullptr) bad(field(key), "a tensor", "none beside *." + std::string(array));
+    parts_.push_back(joint_->take(array, shape));
+    return &parts_.back();
   }
 
   template <typename T>
@@ -95,7 +106,9 @@ class LayerReader {
     }
   }
 
+  // A pair that may be left out: it is then the default of `out`.
   void read_pair(const char* key, int64_t low, int64_t high, int32_t* out) const {
+    if (json_.find(key) == nullptr) return;
     const Json::Array& pair = list(field(key), json_.find(key), 2, 2);
     for (int i = 0; i < 2; ++i) {
       out[i] = static_cast<int32_t>(integer(field(key), &pair[i], low, high));
@@ -118,8 +131,10 @@ class LayerReader {
     read_pair("padding", 0, linear ? 0 : kMaxExtent, spec_.padding);
     read_pair("dilation", 1, linear ? 1 : kMaxExtent, spec_.dilation);
     const Json* groups = json_.find("groups");
-    spec_.groups =
-        static_cast<int32_t>(integer(field("groups"), groups, 1, linear ? 1 : kMaxChannels));
+    if (groups != nullptr) {
+      spec_.groups =
+          static_cast<int32_t>(integer(field("groups"), groups, 1, linear ? 1 : kMaxChannels));
+    }
     spec_.in_channels = group_inputs_ * spec_.groups;
     if (spec_.out_channels % spec_.groups != 0 || spec_.in_channels > kMaxChannels) {
       bad(field("groups"), shown(groups),
@@ -128,7 +143,9 @@ class LayerReader {
     }
     const Json* size = json_.find("group_size");
     const int64_t largest = spec_.groups > 1 ? 0 : kMaxChannels;
-    spec_.group_size = static_cast<int32_t>(integer(field("group_size"), size, 0, largest));
+    if (size != nullptr) {
+      spec_.group_size = static_cast<int32_t>(integer(field("group_size"), size, 0, largest));
+    }
     if (spec_.group_size % 4 != 0) bad(field("group_size"), shown(size), "a multiple of 4, or 0");
   }
 
@@ -252,15 +269,15 @@ class LayerReader {
       }
     }
     const std::vector<int64_t> shape = {s->count, scale_groups_};
-    require(field(scale), find(scale), TensorType::kFloat32, shape);
-    s->scale = data<float>(*find(scale));
-    check_floats(field(scale), *find(scale));
-    if (const TensorView* view = find(zero)) {
-      if (view->dtype == TensorType::kInt16 && view->shape == shape) {
-        const int16_t* narrow = data<int16_t>(*view);
-        auto wide = std::make_shared<std::vector<int32_t>>(narrow, narrow + view->nbytes / 2);
-        s->zero_point = wide->data();
-        derived_.push_back(std::move(wide));
+    const TensorView* scales = find_or_part(scale, "scale", shape);
+    require(field(scale), scales, TensorType::kFloat32, shape);
+    s->scale = data<float>(*scales);
+    check_floats(field(scale), *scales);
+    if (const TensorView* view = find_or_part(zero, "zero_point", shape)) {
+      if (view->dtype == TensorType::kInt8 && view->shape == shape) {
+        s->zero_point = widened<int8_t>(*view);
+      } else if (view->dtype == TensorType::kInt16 && view->shape == shape) {
+        s->zero_point = widened<int16_t>(*view);
       } else {
         require(field(zero), view, TensorType::kInt32, shape);
         s->zero_point = data<int32_t>(*view);
@@ -271,6 +288,14 @@ class LayerReader {
         }
       }
     }
+  }
+
+  template <typename T>
+  const int32_t* widened(const TensorView& view) {
+    const T* narrow = data<T>(view);
+    auto wide = std::make_shared<std::vector<int32_t>>(narrow, narrow + view.nbytes / sizeof(T));
+    derived_.push_back(wide);
+    return wide->data();
   }
 
   void read_epilogue() {
@@ -288,8 +313,9 @@ class LayerReader {
       bad(field("act.zero_point"), std::to_string(spec_.act.zero_point),
           "0, with 8 bits, for dynamic modes");
     }
-    const Json* activation = json_.find("activation");
-    spec_.activation = one_of<Activation>(field("activation"), activation, kFunctions);
+    if (const Json* activation = json_.find("activation")) {
+      spec_.activation = one_of<Activation>(field("activation"), activation, kFunctions);
+    }
     const Json* out = json_.find("out");
     object(field("out"), out);
     spec_.out_dtype = one_of<DType>(field("out.dtype"), out->find("dtype"), kOuts);
@@ -297,6 +323,7 @@ class LayerReader {
   }
 
   const DfqFile& file_;
+  JointTensors* joint_;
   const std::string& name_;
   const Json& json_;
   LayerSpec spec_;
@@ -306,12 +333,14 @@ class LayerReader {
   bool has_rest_ = false;  // whether a segment leaves out its outputs, and which
   size_t rest_ = 0;
   std::vector<std::shared_ptr<const std::vector<int32_t>>> derived_;
+  std::deque<TensorView> parts_;  // of the tensors that all layers share
 };
 
 }  // namespace
 
-DfqLayer read_layer(const DfqFile& file, const std::string& name, const Json& json) {
-  return LayerReader(file, name, json).read();
+DfqLayer read_layer(const DfqFile& file, JointTensors* joint, const std::string& name,
+                    const Json& json) {
+  return LayerReader(file, joint, name, json).read();
 }
 
 }  // namespace defakeq

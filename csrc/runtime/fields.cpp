@@ -82,7 +82,8 @@ int name_of(const std::string& field, const Json* json, const char* const* names
 
 Quantization quantization(const std::string& field, const Json& json) {
   Quantization q;
-  q.bits = static_cast<int32_t>(integer(field + ".bits", json.find("bits"), 4, 8));
+  const Json* bits = json.find("bits");  // 8 when left out
+  if (bits != nullptr) q.bits = static_cast<int32_t>(integer(field + ".bits", bits, 4, 8));
   const int64_t half = int64_t{1} << (q.bits - 1);
   q.zero_point = static_cast<int32_t>(
       integer(field + ".zero_point", json.find("zero_point"), -half, half - 1));

@@ -138,6 +138,24 @@ Draft conv_draft() {
   return d;
 }
 
+// Two layers whose scales, zero points and biases are joined, with the default fields left out.
+Draft joint_draft() {
+  Draft d;
+  const std::string rest =
+      R"("bits":[4],"act":{"mode":"none","scale":1,"zero_point":0},"out":{"dtype":"float32",)"
+      R"("scale":1,"zero_point":0}})";
+  d.network = R"({"layers":{"b":{"kind":"linear","shape":[2,3],)" + rest +
+              R"(,"a":{"kind":"linear","shape":[1,6],"group_size":4,)" + rest + "}}";
+  d.tensors = {
+      {"*.bias", "F32", "[3]", bytes_of<float>({1, 2, 3})},
+      {"*.scale", "F32", "[4]", bytes_of<float>({.5f, .25f, 1, 2})},
+      {"*.zero_point", "I8", "[4]", {8, 0xFF, 7, 6}},
+      {"a.seg0.codes", "U8", "[1,3]", {0x21, 0x43, 0x65}},
+      {"b.seg0.codes", "U8", "[2,2]", {0x21, 0x03, 0x54, 0x06}},
+  };
+  return d;
+}
+
 // Without a layer.
 Draft empty_draft() {
   Draft d;
@@ -374,6 +392,47 @@ TEST(DfqFile, ReadsConvolutionsAndFreeTensors) {
   EXPECT_TRUE(read_or_refuse(build(empty_draft())));
 }
 
+TEST(DfqFile, ReadsJointTensorsInTheOrderOfTheLayers) {
+  const Bytes bytes = build(joint_draft());
+  const DfqFile file = parse_dfq(bytes.data(), bytes.size());
+  expect_consistent(file, bytes);
+  const LayerSpec& a = file.find_layer("a")->spec;
+  const LayerSpec& b = file.find_layer("b")->spec;
+  EXPECT_EQ(b.segments[0].scale[1], .25f);
+  EXPECT_EQ(b.segments[0].zero_point[1], -1);
+  EXPECT_EQ(b.bias[1], 2.0f);
+  EXPECT_EQ(b.stride[0], 1);
+  EXPECT_EQ(b.group_size, 0);
+  EXPECT_EQ(b.act.bits, 8);
+  EXPECT_EQ(b.activation, Activation::kNone);
+  EXPECT_EQ(a.segments[0].scale[1], 2.0f);
+  EXPECT_EQ(a.segments[0].zero_point[0], 7);
+  EXPECT_EQ(a.bias[0], 3.0f);
+}
+
+TEST(DfqFile, NamesTheWrongJointTensor) {
+  const auto with = [](size_t i, const char* shape, const Bytes& data) {
+    Draft d = joint_draft();
+    d.tensors[i].shape = shape;
+    d.tensors[i].data = data;
+    return d;
+  };
+  EXPECT_REFUSED(with(0, "[2]", bytes_of<float>({1, 2})), "*.bias");
+  EXPECT_REFUSED(with(0, "[4]", bytes_of<float>({1, 2, 3, 4})), "*.bias");
+  EXPECT_REFUSED(with(0, "[1,3]", bytes_of<float>({1, 2, 3})), "*.bias");
+  EXPECT_REFUSED(with(1, "[3]", bytes_of<float>({1, 2, 3})), "*.scale");
+  EXPECT_REFUSED(with(1, "[0]", {}), "*.scale");
+  Draft d = joint_draft();
+  d.tensors.insert(d.tensors.begin(), {"a.bias", "F32", "[1]", bytes_of<float>({1})});
+  EXPECT_REFUSED(d, "a.bias");
+  d = joint_draft();
+  d.tensors[1].dtype = "I32";
+  EXPECT_REFUSED(d, "b.seg0.scale");
+  d = joint_draft();
+  d.tensors[2].dtype = "U8";
+  EXPECT_REFUSED(d, "b.seg0.zero_point");
+}
+
 TEST(DfqFile, ReadsFromDiskAndKeepsItMapped) {
   const Bytes bytes = build(linear_draft());
   std::string path = ::testing::TempDir() + "defakeq_XXXXXX";
@@ -471,7 +530,8 @@ TEST(DfqFile, NamesTheWrongLayerField) {
   EXPECT_REFUSED(with_network("[6,8]", "[6,7]"), "fc.in_index");
   EXPECT_REFUSED(with_network("[6,8]", "[6.0,8]"), "fc.shape");
   EXPECT_REFUSED(with_network(R"("stride":[1,1])", R"("stride":[2,1])"), "fc.stride");
-  EXPECT_REFUSED(with_network(R"("padding":[0,0],)", ""), "fc.padding");
+  EXPECT_REFUSED(with_network(R"("padding":[0,0],)", R"("padding":null,)"), "fc.padding");
+  EXPECT_EQ(refusal(with_network(R"("padding":[0,0],)", "")), "");
   EXPECT_REFUSED(with_network(R"("dilation":[1,1])", R"("dilation":1)"), "fc.dilation");
   EXPECT_REFUSED(with_network(R"("groups":1)", R"("groups":2)"), "fc.groups");
   EXPECT_REFUSED(with_network(R"("group_size":4)", R"("group_size":6)"), "fc.group_size");
@@ -664,11 +724,11 @@ class Mutator {
 };
 
 TEST(DfqFile, TenThousandMutationsAreReadWellOrRefusedByName) {
-  const Draft drafts[] = {linear_draft(), conv_draft(), empty_draft()};
+  const Draft drafts[] = {linear_draft(), conv_draft(), joint_draft(), empty_draft()};
   int refused = 0, read = 0;
   for (uint32_t seed = 0; seed < 12000; ++seed) {
     Mutator mutator(seed);
-    const Draft& base = drafts[seed % 8 == 0 ? 2 : seed % 2];
+    const Draft& base = drafts[seed % 8 == 0 ? 3 : seed / 3 % 3];
     const Bytes good = build(base);
     Bytes file = good;
     bool ok = false;
@@ -695,7 +755,7 @@ TEST(DfqFile, TenThousandMutationsAreReadWellOrRefusedByName) {
 
 // Every bit of a file is guarded.
 TEST(DfqFile, EverySingleBitFlipIsRefused) {
-  for (const Draft& draft : {linear_draft(), conv_draft()}) {
+  for (const Draft& draft : {linear_draft(), conv_draft(), joint_draft()}) {
     Bytes file = build(draft);
     for (size_t bit = 0; bit < file.size() * 8; ++bit) {
       file[bit / 8] ^= static_cast<uint8_t>(1u << (bit % 8));

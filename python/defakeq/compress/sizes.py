@@ -68,8 +68,9 @@ def half_cost(shape: Shape, bits: int, symmetric: bool = False) -> int:
 
 
 def _integer_row(reduction: int, bits: int, symmetric: bool) -> int:
-    """Bytes of an output's codes, scale and zero point."""
-    return row_bytes(reduction, bits) + 4 + (0 if symmetric else 2)
+    """Bytes of an output's codes, scale and zero point, which has one byte below 8 bits."""
+    zero_point = 0 if symmetric else 1 if bits < 8 else 2
+    return row_bytes(reduction, bits) + 4 + zero_point
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
