@@ -9,10 +9,10 @@ namespace defakeq::avx512vnni {
 
 namespace {
 
-// How the factor of the window's sum enters: it lies in -127..128, weights of vpdpbusd in
-// -128..127.
 constexpr int kX = 4;  // adjacent outputs of a row
 
+// How the factor of the window's sum enters: it lies in -127..128, weights of vpdpbusd in
+// -128..127.
 enum class Factor { kNone, kAdded, kSubtracted };
 
 struct Pairs {
