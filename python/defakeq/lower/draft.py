@@ -77,6 +77,7 @@ class Draft:
         self.steps: list[Step] = []
         self.tensors: dict[str, NDArray[Any]] = {}
         self._copies: dict[Any, int] = {}
+        self._index_names: dict[bytes, str] = {}
         self._converted: dict[Any, int] = {}
         self._constants: dict[Any, int] = {}
         self._names: set[str] = set()
@@ -259,10 +260,17 @@ class Draft:
             period, moves = _period(index)
             if moves is not None:
                 step.attributes["repeats"] = index.size // period.size
-                step.attributes["step"] = self.tensor(f"program.{step.name}.step", moves)
-            step.attributes["index"] = self.tensor(f"program.{step.name}.index", period)
+                step.attributes["step"] = self._indices(f"program.{step.name}.step", moves)
+            step.attributes["index"] = self._indices(f"program.{step.name}.index", period)
             self._copies[key] = out
         return self._copies[key]
+
+    def _indices(self, name: str, array: NDArray[np.int32]) -> str:
+        """The name of a tensor of indices; equal ones are stored once."""
+        data = array.tobytes()
+        if data not in self._index_names:
+            self._index_names[data] = self.tensor(name, array)
+        return self._index_names[data]
 
 
 def _repeats(
