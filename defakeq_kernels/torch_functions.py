@@ -28,3 +28,12 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "square": torch.square,
     "reciprocal": torch.reciprocal,
 }
+
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}

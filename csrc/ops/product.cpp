@@ -19,7 +19,6 @@ constexpr int64_t kChunkBytes = int64_t{64} << 20;
 constexpr int64_t kCacheBytes = int64_t{256} << 10;
 // Fewer rows a task are not worth expanding the weights once a task.
 constexpr int64_t kRowsATask = 64;
-constexpr int64_t kScratchFloats = kTileBlocks * kBlock;
 
 class Product {
  public:

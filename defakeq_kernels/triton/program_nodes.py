@@ -12,19 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defakeq_kernels.torch_functions import UNARY
+from defakeq_kernels.torch_functions import BINARY, UNARY
 from defakeq_kernels.triton import between, launch
 from defakeq_kernels.triton.program_state import State, quantization
 from defakeq_kernels.triton.run import Extra, Rows, run
-
-_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "max": torch.maximum,
-    "min": torch.minimum,
-}
 
 
 def _operand(node: Mapping[str, Any], i: int) -> int | None:
@@ -113,7 +104,7 @@ def _unary(state: State, node: Mapping[str, Any]) -> None:
 
 def _binary(state: State, node: Mapping[str, Any]) -> None:
     a, b = (state.real(i) for i in node["in"][:2])
-    y = _BINARY[node["fn"]](a, b)
+    y = BINARY[node["fn"]](a, b)
     state.store(node["out"][0], UNARY[node.get("activation", "none")](y))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from defakeq import options
+
 # Heavy imports (torch, OpenCV) stay inside the commands.
 
 
@@ -52,11 +54,9 @@ def detectors(
 def convert(
     data: Annotated[Path, typer.Option(help="Folder of calibration pictures, or of a data set.")],
     out: Annotated[Path, typer.Option(help="The file to write (.dfq).")],
-    detector: Annotated[str | None, typer.Option(help="A detector's name, or 'embedded'.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="package.module:function that returns the float module.")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The float checkpoint.")] = None,
+    detector: options.Detector = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
     bits: Annotated[int, typer.Option(min=2, max=8, help="Of all weights.")] = 8,
     backend: Annotated[str, typer.Option(help="program, or modules with torch.")] = "program",
     images: Annotated[int, typer.Option(min=2, help="Calibration pictures at most.")] = 64,

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from defakeq import options
+
 app = typer.Typer(
     help="Measure the kernels, alone or beside other engines.",
     no_args_is_help=True,
@@ -170,13 +172,9 @@ def model(
 def latency(
     data: Annotated[Path, typer.Option(help="Folder of pictures to calibrate with.")],
     json_file: Annotated[Path, typer.Option("--json", help="Write the table to this file.")],
-    detector: Annotated[
-        str | None, typer.Option(help="A detector's name (defakeq.detectors), or 'embedded'.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="package.module:function that returns the float module.")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The float checkpoint.")] = None,
+    detector: options.Detector = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
     images: Annotated[int, typer.Option(min=2, help="Pictures at most.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the program.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="How many times each width runs.")] = 20,

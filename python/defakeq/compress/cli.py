@@ -8,19 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from defakeq import options
+
 # Heavy imports (torch, OpenCV) stay inside the commands.
 
 
 def compress(
     data: Annotated[Path, typer.Option(help="Folder of calibration pictures, or of a data set.")],
     out: Annotated[Path, typer.Option(help="The file to write (.dfq).")],
-    detector: Annotated[
-        str | None, typer.Option(help="A detector's name (defakeq.detectors), or 'embedded'.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="package.module:function that returns the float module.")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The float checkpoint.")] = None,
+    detector: options.Detector = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
     size: Annotated[float, typer.Option(help="Part of the float32 checkpoint at most.")] = 0.10,
     preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
     images: Annotated[int, typer.Option(min=2, help="Calibration pictures at most.")] = 256,

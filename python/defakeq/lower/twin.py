@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from defakeq_kernels import dfq
 from defakeq_kernels.packed import PackedWeight
-from defakeq_kernels.torch_functions import UNARY
+from defakeq_kernels.torch_functions import BINARY, UNARY
 
 
 class AttentionParts(NamedTuple):
@@ -220,15 +220,7 @@ class Twin:
         a, b = ins
         assert a is not None
         assert b is not None
-        functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-            "add": torch.add,
-            "sub": torch.sub,
-            "mul": torch.mul,
-            "div": torch.div,
-            "max": torch.maximum,
-            "min": torch.minimum,
-        }
-        y: Tensor = functions[node["fn"]](a, b)
+        y: Tensor = BINARY[node["fn"]](a, b)
         activation = node.get("activation", "none")
         return y if activation == "none" else UNARY[activation](y)
 
