@@ -89,6 +89,8 @@ def quantize_weight(
     """
     if kind not in KINDS:
         raise ValueError(f'kind: found {kind!r}; accepted is "linear" or "conv2d"')
+    if not isinstance(symmetric, (bool, np.bool_)):
+        refuse("symmetric", shown(symmetric), "True or False")
     dense = _float_array("weight", weight)
     rank = 2 if kind == "linear" else 4
     if dense.ndim != rank or 0 in dense.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,13 @@ def test_convert_refuses_by_name() -> None:
         defakeq.convert(model, x, {}, [x])
     with pytest.raises(ValueError, match="layer 'con'"):
         defakeq.convert(model, x, QuantPlan({"con": LayerPlan()}), [x])
+    with pytest.raises(RuntimeError, match=r"example_inputs: the model fails: .*channels"):
+        defakeq.convert(model, x[:, :1], plan, [x])
+    with pytest.raises(RuntimeError, match=r"calibration batch 1: the model fails: .*channels"):
+        defakeq.convert(model, x, plan, [x, x[:, :1]])
+    half = copy.deepcopy(model).half()
+    with pytest.raises(ValueError, match=r"layer 'stem\.0': found weights of torch.float16"):
+        defakeq.convert(half, x.half(), plan, [x.half()])
     model.conv.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="layer 'conv': found forward hooks"):
         defakeq.convert(model, x, plan, [x])

@@ -40,6 +40,7 @@ def test_modules_without_usable_weights_are_refused(module: Any, message: str) -
         ({"group_size": "4"}, "group_size: found '4'"),
         ({"bits": None}, "bits: found None; accepted is an integer, or 4 integers"),
         ({"keep_out": {1, 2}}, r"keep_out: found \{1, 2\}"),
+        ({"symmetric": "no"}, "symmetric: found 'no'; accepted is True or False"),
         ({"scale": "a", "symmetric": True}, "scale: found 'a'"),
         ({"scale": [0.0] * 4, "symmetric": True}, "scale: found 0.0; accepted is 4 normal"),
         ({"scale": [1.0] * 4, "zero_point": [300] * 4}, "zero_point: found 300 to 300"),

@@ -88,6 +88,12 @@ def test_wrong_plan_texts_are_refused_with_the_layer_and_field() -> None:
         ('{"version": 1, "layers": {"x": {"symmetric": 1}}}', "symmetric: found 1"),
         ('{"version": 1, "layers": {"x": {"group_size": 6}}}', "group_size: found 6"),
         ('{"version": 1, "layers": {"x": 4}}', "layer 'x': layer plan: found int"),
+        ('{"version": 1, "layers": {"x": {"bits": []}}}', "layer 'x': bits: found no width"),
+        (
+            '{"version": 1, "layers": {"x": {"scale": [null], "zero_point": [1]}}}',
+            r"layer 'x': scale: found \[None\]; accepted is numbers",
+        ),
+        ('{"version": true, "layers": {}}', "version: found True"),
     ):
         with pytest.raises(ValueError, match=message):
             QuantPlan.from_json(text)

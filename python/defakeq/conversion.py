@@ -13,7 +13,7 @@ from defakeq.calibrate import OBSERVERS, calibrate
 from defakeq.first_layers import round_first_layers
 from defakeq.fold import call_layers, fold_batch_norm, fuse_activations, replace_module
 from defakeq.graphed import GraphedModule
-from defakeq.inputs import Batch, Inputs, as_inputs
+from defakeq.inputs import Batch, Inputs, as_inputs, run
 from defakeq.interface import Surroundings
 from defakeq.lower import lower
 from defakeq.model_file import load, quant_layers, save
@@ -68,9 +68,11 @@ def convert(
         `score` that the model has.
 
     Raises:
-        ValueError: a plan that does not fit, a layer that is not called or has hooks, missing or
-            unusable calibration batches, an unknown backend or observer; the message names it.
-        RuntimeError: the converted model fails on the example inputs, or there is no such device.
+        ValueError: a plan that does not fit, a layer that is not called, has hooks or is not
+            float32, missing or unusable calibration batches, an unknown backend or observer, for
+            "program" a model whose results for one image depend on others; the message names it.
+        RuntimeError: the model fails on the example inputs or a calibration batch, or the converted
+            one on the former, or there is no such device.
     """
     target = _target(device, cuda_graph)
     if backend not in BACKENDS:
@@ -158,34 +160,41 @@ def _placed(model: nn.Module, target: torch.device, cuda_graph: bool) -> nn.Modu
 def _check_planned(model: nn.Module, plan: QuantPlan, inputs: Inputs) -> None:
     """Every planned layer is called by the example inputs and has nothing that a swap drops."""
     called: set[str] = set()
+    keywords: dict[str, str] = {}
     handles = []
 
     def noting(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
             if kwargs:
-                raise ValueError(
-                    f"layer {name!r}: found a call with the keyword {next(iter(kwargs))!r}; "
-                    "accepted is layers that are called with one positional argument"
-                )
+                keywords[name] = next(iter(kwargs))
             called.add(name)
 
         return hook
 
     for name in plan.layers:
         module = model.get_submodule(name)
+        weight = module.weight
+        if isinstance(weight, Tensor) and weight.dtype != torch.float32:
+            raise ValueError(
+                f"layer {name!r}: found weights of {weight.dtype}; accepted is float32: convert "
+                "model.float()"
+            )
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(
                 f"layer {name!r}: found forward hooks, which do not survive a swap; accepted is a "
                 "layer without them"
             )
         handles.append(module.register_forward_hook(noting(name), with_kwargs=True))
-    args, kwargs = inputs
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        run("example_inputs", model, inputs)
     finally:
         for handle in handles:
             handle.remove()
+    for name, keyword in keywords.items():
+        raise ValueError(
+            f"layer {name!r}: found a call with the keyword {keyword!r}; accepted is layers that "
+            "are called with one positional argument"
+        )
     for name in plan.layers:
         if name not in called:
             raise ValueError(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defakeq.compress.grid import feedback, fit
-from defakeq.inputs import Inputs
+from defakeq.inputs import Inputs, run
 from defakeq.plan import LayerPlan, QuantPlan
 
 _MOST_INPUTS = 1024  # of an output; a longer second moment takes long
@@ -51,10 +51,9 @@ def round_first_layers(model: nn.Module, plan: QuantPlan, batches: Iterable[Inpu
                 )
             )
     try:
-        with torch.no_grad():
-            for args, kwargs in batches:
-                given[:] = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-                model(*args, **kwargs)
+        for number, (args, kwargs) in enumerate(batches):
+            given[:] = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            run(f"calibration batch {number}", model, (args, kwargs))
     finally:
         for handle in handles:
             handle.remove()

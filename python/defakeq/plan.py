@@ -61,6 +61,8 @@ class LayerPlan:
         else:
             object.__setattr__(self, "bits", int(self.bits))  # type: ignore[arg-type]
         widths = (self.bits,) if isinstance(self.bits, int) else self.bits
+        if not widths:
+            raise ValueError("bits: found no width; accepted is one, or one an output")
         for width in widths:
             if not (1 <= width <= 8 or width == 16):
                 raise ValueError(f"bits: found {width}; accepted is 1 to 8, or 16")
@@ -92,7 +94,10 @@ class LayerPlan:
                 "scale, zero_point: found one without the other, or with group_size; accepted is "
                 "both (scale alone when symmetric), with one scale an output"
             )
-        scales = tuple(float(value) for value in self.scale)
+        try:
+            scales = tuple(float(value) for value in self.scale)
+        except (TypeError, ValueError):
+            raise ValueError(f"scale: found {self.scale!r}; accepted is numbers") from None
         if not all(0.0 < value < float("inf") for value in scales):
             raise ValueError("scale: found a value that is not positive; accepted is positive ones")
         object.__setattr__(self, "scale", scales)
@@ -219,8 +224,8 @@ class QuantPlan:
             raise ValueError(f"plan: found no JSON ({error}); accepted is a plan's text") from None
         if not isinstance(document, dict) or not isinstance(document.get("layers"), dict):
             raise ValueError('plan: found no "layers" object; accepted is a plan\'s text')
-        if document.get("version") != VERSION:
-            found = document.get("version")
+        found = document.get("version")
+        if not _is_int(found) or found != VERSION:
             raise ValueError(f"version: found {found!r}; accepted is {VERSION}")
         layers = {}
         for name, values in document["layers"].items():

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from defakeq.fold import Inputs
+from defakeq.lower.apart import check_apart
 from defakeq.lower.capture import Captured, Node, capture, prepare
 from defakeq.lower.emit import Emitter
 from defakeq.lower.finish import assemble, calibrate
 from defakeq.lower.module import Fallback, ProgramModule, ProgramStage, Stage, TorchStage
 from defakeq.lower.stages import part, program_of
+from defakeq.lower.structure import called_with
 from defakeq.plan import QuantPlan
 
 __all__ = ["Fallback", "ProgramModule", "lower"]
@@ -36,9 +38,12 @@ def lower(
         observer: how ranges are chosen, as in `convert`.
 
     Raises:
-        ValueError: a model that cannot be captured, or unusable calibration batches.
+        ValueError: a model that cannot be captured or that mixes the images of a batch, or unusable
+            calibration batches.
     """
-    captured = capture(prepare(model, plan, inputs), _first(inputs))
+    prepared, first = prepare(model, plan, inputs), _first(inputs)
+    captured = capture(prepared, first)
+    batches = [captured.takes.tensors(called_with(*batch), "calibration") for batch in calibration]
     fallbacks = _fallbacks(captured, plan)
     parts = part(captured, set(fallbacks))
     emitters: dict[int, Emitter] = {}
@@ -46,8 +51,8 @@ def lower(
         if not stage.torch:
             emitters[i] = Emitter(program_of(captured, stage), plan)
             emitters[i].run()
-    batches = [_tensors(batch) for batch in calibration]
     quants = calibrate(captured, emitters, batches, observer)
+    check_apart(prepared, captured.takes, [*batches, _tensors(first)])
     stages: list[Stage] = []
     for i, stage in enumerate(parts):
         names = [node.name for node in stage.inputs]
@@ -62,7 +67,8 @@ def lower(
         stages,
         [node.name for node in captured.inputs],
         [node.name for node in captured.outputs],
-        captured.single,
+        captured.takes,
+        captured.returns,
         [Fallback(node.name, str(node.target), reason) for node, reason in fallbacks.items()],
     )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 
 from defakeq.fold import Inputs, fold_batch_norm
 from defakeq.lower.patterns import canonicalize
+from defakeq.lower.structure import Slot, Structure, called_with
 from defakeq.plan import QuantPlan
 
 Node = fx.Node
@@ -29,7 +31,8 @@ class Captured:
         parameters: the name in the model of each placeholder that holds a parameter or buffer.
         inputs: the placeholders that the caller fills, in order.
         outputs: the nodes that are returned.
-        single: whether the model returns one tensor, not a tuple.
+        takes: how {"arguments": tuple, "keywords": dict} hold the inputs.
+        returns: how the result holds the outputs.
         shapes: the logical shape of every input and operator.
     """
 
@@ -39,7 +42,8 @@ class Captured:
     parameters: dict[Node, str]
     inputs: list[Node]
     outputs: list[Node]
-    single: bool = True
+    takes: Structure
+    returns: Structure
     shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
     def run(self, inputs: Iterable[Tensor], visit: Callable[[Node, Any], None]) -> list[Tensor]:
@@ -120,34 +124,60 @@ def _evaluate(program: Any) -> Captured:
             node.meta["input"] = not held
     canonicalize(graph)
     constants: dict[Node, Tensor] = {}
-    captured = Captured(graph, [], constants, {}, [], [])
+    nothing = Structure.flat(0)
+    captured = Captured(graph, [], constants, {}, [], [], nothing, nothing)
+    arguments: list[Any] = []
+    for node, spec in zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True):
+        if node.name in own:
+            target = own[node.name]
+            held = program.state_dict.get(target)
+            constants[node] = program.constants[target] if held is None else held
+            captured.parameters[node] = target
+        elif node.name in signature.inputs_to_lifted_tensor_constants:
+            target = signature.inputs_to_lifted_tensor_constants[node.name]
+            constants[node] = program.constants[target]
+        elif isinstance(node.meta.get("val"), Tensor):
+            arguments.append(Slot(len(captured.inputs)))
+            captured.inputs.append(node)
+            captured.shapes[node] = _shape(node)
+        else:  # a number, a text or None, which the graph was made for
+            arguments.append(spec.arg.value)
     for node in graph.nodes:
-        if node.op == "placeholder":
-            if node.name in own:
-                target = own[node.name]
-                held = program.state_dict.get(target)
-                constants[node] = program.constants[target] if held is None else held
-                captured.parameters[node] = target
-            elif node.name in signature.inputs_to_lifted_tensor_constants:
-                target = signature.inputs_to_lifted_tensor_constants[node.name]
-                constants[node] = program.constants[target]
-            else:
-                captured.inputs.append(node)
-                captured.shapes[node] = _shape(node)
-        elif node.op == "call_function":
-            if all(used in constants for used in node.all_input_nodes):
-                args = fx.node.map_arg(node.args, lambda n: constants[n])
-                kw = fx.node.map_arg(node.kwargs, lambda n: constants[n])
-                with torch.no_grad():
-                    constants[node] = node.target(*args, **kw)
-            else:
-                captured.nodes.append(node)
-                captured.shapes[node] = _shape(node)
-        elif node.op == "output":
-            captured.outputs = list(_flatten(node.args))
-    captured.single = program.call_spec.out_spec.is_leaf()
+        if node.op != "call_function":
+            continue
+        if all(used in constants for used in node.all_input_nodes):
+            args = fx.node.map_arg(node.args, lambda n: constants[n])
+            kw = fx.node.map_arg(node.kwargs, lambda n: constants[n])
+            with torch.no_grad():
+                constants[node] = node.target(*args, **kw)
+        else:
+            captured.nodes.append(node)
+            captured.shapes[node] = _shape(node)
+    results: list[Any] = []
+    returned: Any = graph.output_node().args[0]
+    for node, spec in zip(returned, signature.output_specs, strict=True):
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ValueError(
+                f"model: found {spec.target!r}, which a call changes; accepted is a model that "
+                "keeps nothing between calls"
+            )
+        if isinstance(node, Node):
+            results.append(Slot(len(captured.outputs)))
+            captured.outputs.append(node)
+        else:
+            results.append(node)
+    given = Structure.of("arguments", arguments, program.call_spec.in_spec)
+    captured.takes = Structure(called_with(*given.tree))
+    captured.returns = Structure.of("results", results, program.call_spec.out_spec)
+    _check_outputs(captured)
+    return captured
+
+
+def _check_outputs(captured: Captured) -> None:
+    if not captured.outputs:
+        raise ValueError("model: found no tensor returned; accepted is a model that returns some")
     for node in captured.outputs:
-        if node in constants:
+        if node in captured.constants:
             raise ValueError(
                 f"model: found the output {node.name!r}, which does not depend on the inputs; "
                 "accepted is outputs that do"
@@ -157,20 +187,11 @@ def _evaluate(program: Any) -> Captured:
                 f"model: found the output {node.name!r}, one number for all images; accepted is "
                 "outputs with a batch"
             )
-    return captured
 
 
 def _shape(node: Node) -> tuple[int, ...]:
     value = node.meta.get("val")
     return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
-
-
-def _flatten(value: Any) -> Iterator[Node]:
-    if isinstance(value, Node):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _flatten(item)
 
 
 def _others(kept: Iterable[int], count: int) -> list[int]:

@@ -79,6 +79,8 @@ class Emitter(Elementwise, Gates, Reductions, Transformers):
         rows = self.dense(ref, order, f"output{i}")
         value = self.shaped(rows.value, own)
         name = "y" if len(self.captured.outputs) == 1 else f"y{i}"
+        while any(port["name"] == name for port in self.inputs):
+            name += "_"
         self.outputs.append({"name": name, "value": value, "layout": "nchw" if image else "plain"})
 
     def _emit(self, node: Node) -> Any:

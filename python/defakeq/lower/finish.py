@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _MOST = 1 << 18
 def calibrate(
     captured: Captured,
     emitters: Mapping[int, Emitter],
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Iterable[Sequence[Tensor]],
     method: str,
 ) -> dict[int, dict[Any, ActQuant]]:
     """The quantization of every key of every emitter, from the values of the float graph."""

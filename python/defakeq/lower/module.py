@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from defakeq.interface import Interface, Surroundings
+from defakeq.lower.call import Call, plain_arguments, plain_results
 from defakeq.lower.capture import Node
 from defakeq.lower.check import NodeCheck, check
+from defakeq.lower.structure import Structure, called_with
 from defakeq_kernels import dfq, runtime
 from defakeq_kernels.ops import run_program
 
@@ -109,7 +111,9 @@ class ProgramModule(nn.Module):
     Args:
         stages: in order of execution; a single program for a model without fallbacks.
         inputs, outputs: names of the values that the caller gives and gets.
-        single: whether the model returns a tensor and not a tuple.
+        takes: how {"arguments": tuple, "keywords": dict} hold the inputs; None: each input is a
+            positional argument.
+        returns: how the result holds the outputs; None: as a tensor, or as a tuple of several.
         fallbacks: what torch runs, and why.
         threads: of the programs, 1 to 1024; None: torch's.
     """
@@ -119,7 +123,8 @@ class ProgramModule(nn.Module):
         stages: Sequence[Stage],
         inputs: Sequence[str],
         outputs: Sequence[str],
-        single: bool = True,
+        takes: Structure | None = None,
+        returns: Structure | None = None,
         fallbacks: Sequence[Fallback] = (),
         threads: int | None = None,
     ) -> None:
@@ -127,7 +132,8 @@ class ProgramModule(nn.Module):
         self.stages = list(stages)
         self.input_names = list(inputs)
         self.output_names = list(outputs)
-        self.single = single
+        self.takes = takes or plain_arguments(len(self.input_names))
+        self.returns = returns or plain_results(len(self.output_names))
         self.fallbacks = list(fallbacks)
         self.threads = threads
         self.device = torch.device("cpu")
@@ -139,12 +145,17 @@ class ProgramModule(nn.Module):
 
     @staticmethod
     def of_file(tensors: dfq.Tensors, network: dfq.Network) -> ProgramModule:
-        """The module of a file's content."""
+        """The module of a file's content.
+
+        Raises:
+            ValueError: a description of the call or of the detector around it that is wrong.
+        """
         program = network["program"]
         inputs = [port["name"] for port in program["inputs"]]
         outputs = [port["name"] for port in program["outputs"]]
         stage = ProgramStage(tensors, network, inputs, outputs, [() for _ in outputs])
-        module = ProgramModule([stage], inputs, outputs, len(outputs) == 1)
+        call = Call.of_network(network, inputs, outputs)
+        module = ProgramModule([stage], call.inputs, call.outputs, call.takes, call.returns)
         if "interface" in network:
             module.surroundings = Surroundings(Interface.of(network["interface"]))
         return module
@@ -169,12 +180,17 @@ class ProgramModule(nn.Module):
                 f"node {first.name!r} ({first.target}): {first.reason}; accepted in a file is a "
                 f"model without fallbacks, explain() lists all {len(self.fallbacks)}"
             )
+        if not self.stages:
+            raise ValueError("model: found nothing to compute; accepted is a model that does")
         (stage,) = self.stages
         assert isinstance(stage, ProgramStage)
+        added = Call(self.input_names, self.output_names, self.takes, self.returns).describe(
+            stage.inputs, stage.outputs
+        )
         around = self.surroundings
-        if around is None or around.interface is None:
-            return stage.tensors, stage.network
-        return stage.tensors, {**stage.network, "interface": around.interface.describe()}
+        if around is not None and around.interface is not None:
+            added["interface"] = around.interface.describe()
+        return stage.tensors, {**stage.network, **added}
 
     def explain(self) -> dict[str, Any]:
         """What runs how.
@@ -196,14 +212,14 @@ class ProgramModule(nn.Module):
             ],
         }
 
-    def check(self, *inputs: Tensor) -> list[NodeCheck]:
+    def check(self, *inputs: Any, **named: Any) -> list[NodeCheck]:
         """Compares every program node with exact arithmetic on its operands, for one image.
 
         Torch stages run on what the programs before them returned, so a wrong node spoils no
         other's comparison.
 
         Args:
-            inputs: as for a call, with a batch of one.
+            inputs, named: as for a call, with a batch of one.
 
         Returns:
             one `defakeq.lower.check.NodeCheck` for each input and node of the programs.
@@ -211,7 +227,7 @@ class ProgramModule(nn.Module):
         Raises:
             ValueError: a batch that is not one.
         """
-        held = dict(zip(self.input_names, self._given(inputs, {}), strict=True))
+        held = dict(zip(self.input_names, self._given(inputs, named), strict=True))
         for name, x in held.items():
             if x.shape[0] != 1:
                 raise ValueError(f"input {name!r}: found a batch of {x.shape[0]}; accepted is 1")
@@ -241,24 +257,38 @@ class ProgramModule(nn.Module):
         )
         return f"nodes={count}, fallbacks={len(self.fallbacks)}"
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """Runs a batch: one tensor for each input of the model, in order or by name."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Runs a batch.
+
+        Args:
+            inputs, named: one tensor for each input of the model, in order or by name; or arguments
+                nested as those that the model was converted with.
+
+        Returns:
+            float32 tensors, nested as the model returns them.
+
+        Raises:
+            ValueError: a wrong number of tensors, another nesting, or inputs of unequal batches.
+        """
         given = self._given(inputs, named)
         if len(self.stages) == 1 and isinstance(self.stages[0], ProgramStage):
             results = self._whole(self.stages[0], given)
         else:
             with torch.no_grad():
                 results = self._by_image(given)
-        return results[0] if self.single else tuple(results)
+        return self.returns.build(results)
 
-    def _given(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
-        missing = self.input_names[len(inputs) :]
-        given = [*inputs, *(named[name] for name in missing if name in named)]
-        if len(given) != len(self.input_names) or len(named) != len(given) - len(inputs):
-            raise ValueError(
-                f"inputs: found {len(inputs)} and {sorted(named)}; accepted is "
-                f"{len(self.input_names)}: {', '.join(self.input_names)}"
-            )
+    def _given(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Tensor]:
+        if all(isinstance(x, Tensor) for x in (*inputs, *named.values())):
+            missing = self.input_names[len(inputs) :]
+            given = [*inputs, *(named[name] for name in missing if name in named)]
+            if len(given) != len(self.input_names) or len(named) != len(given) - len(inputs):
+                raise ValueError(
+                    f"inputs: found {len(inputs)} and {sorted(named)}; accepted is "
+                    f"{len(self.input_names)}: {', '.join(self.input_names)}"
+                )
+        else:
+            given = self.takes.tensors(called_with(inputs, named), "inputs")
         for name, x in zip(self.input_names, given, strict=True):
             if x.dim() == 0 or x.shape[0] != given[0].shape[0]:
                 raise ValueError(
@@ -270,13 +300,16 @@ class ProgramModule(nn.Module):
     def _whole(self, stage: ProgramStage, given: Sequence[Tensor]) -> list[Tensor]:
         order = [self.input_names.index(name) for name in stage.inputs]
         results = self._run(0, stage, [given[i] for i in order], given[0].shape[0])
-        held = {}
+        held = dict(zip(self.input_names, given, strict=True))  # some models return an input
         for name, shape, y in zip(stage.outputs, stage.shapes, results, strict=True):
             held[name] = y.reshape(y.shape[0], *shape[1:]) if shape else y
         return [held[name] for name in self.output_names]
 
     def _by_image(self, given: Sequence[Tensor]) -> list[Tensor]:
         images = []
+        batch = given[0].shape[0]
+        if batch == 0:  # the shapes come from one image
+            given = [x.new_zeros((1, *x.shape[1:])) for x in given]
         for i in range(given[0].shape[0]):
             held = {n: x[i : i + 1] for n, x in zip(self.input_names, given, strict=True)}
             for number, stage in enumerate(self.stages):
@@ -286,7 +319,7 @@ class ProgramModule(nn.Module):
                 results = self._run(number, stage, [held[name] for name in stage.inputs], 1)
                 held.update(_shaped(stage, results))
             images.append([held[name] for name in self.output_names])
-        return [torch.cat(parts) for parts in zip(*images, strict=True)]
+        return [torch.cat(parts)[:batch] for parts in zip(*images, strict=True)]
 
     def _run(
         self, number: int, stage: ProgramStage, given: Sequence[Tensor], batch: int
@@ -311,7 +344,8 @@ class ProgramModule(nn.Module):
             [copy.copy(stage) for stage in self.stages],
             self.input_names,
             self.output_names,
-            self.single,
+            self.takes,
+            self.returns,
             self.fallbacks,
             self.threads,
         )

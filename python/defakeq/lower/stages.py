@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from defakeq.lower.capture import Captured, Node
+from defakeq.lower.structure import Structure
 
 
 @dataclass
@@ -19,7 +21,11 @@ class Stage:
 
 
 def part(captured: Captured, fallbacks: set[Node]) -> list[Stage]:
-    """The stages; every input of one is the caller's or an output of an earlier one."""
+    """The stages; every input of one is the caller's or an output of an earlier one.
+
+    Inputs and outputs of a stage that are the caller's stand in the caller's order, which a file
+    with a single program has no other note of.
+    """
     level: dict[Node, int] = {}
     for node in captured.nodes:
         odd = node in fallbacks
@@ -38,15 +44,17 @@ def part(captured: Captured, fallbacks: set[Node]) -> list[Stage]:
         if not stage.nodes:
             continue
         inside = set(stage.nodes)
-        for node in stage.nodes:
-            for used in node.all_input_nodes:
-                known = used in inside or used in captured.constants or used in stage.inputs
-                if not known:
-                    stage.inputs.append(used)
-            if any(user not in inside for user in node.users):
-                stage.outputs.append(node)
+        read = {used for node in stage.nodes for used in node.all_input_nodes}
+        written = {node for node in stage.nodes if any(u not in inside for u in node.users)}
+        stage.inputs = _first([*captured.inputs, *captured.nodes], read - inside)
+        stage.outputs = _first([*captured.outputs, *captured.nodes], written)
         stages.append(stage)
     return stages
+
+
+def _first(order: Iterable[Node], wanted: set[Node]) -> list[Node]:
+    """The wanted nodes, each where it comes first in an order."""
+    return [node for node in dict.fromkeys(order) if node in wanted]
 
 
 def program_of(captured: Captured, stage: Stage) -> Captured:
@@ -58,5 +66,7 @@ def program_of(captured: Captured, stage: Stage) -> Captured:
         captured.parameters,
         stage.inputs,
         stage.outputs,
-        shapes=captured.shapes,
+        Structure.flat(len(stage.inputs)),
+        Structure.flat(len(stage.outputs)),
+        captured.shapes,
     )
