@@ -29,7 +29,8 @@ def cpu_info() -> dict[str, Any]:
     """Describe the processor and the kernels in use.
 
     Returns a dict with ``cpu`` (name), ``isa`` (a dict with the lists ``built``, ``supported`` and
-    ``allowed``), ``selected`` (the instruction-set tier in use) and ``threads``.
+    ``allowed``), ``selected`` (the instruction-set tier in use) and ``threads`` (how many
+    processors the process may run on).
 
     Raises ``ValueError`` when the environment variable ``DEFAKEQ_ISA`` names no tier.
     """

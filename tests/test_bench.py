@@ -413,6 +413,7 @@ def test_a_network_in_torch(tmp_path, monkeypatch):
     for wrong, field in (
         (["model", "nothing"], "network"),
         (["model", "resnet34", "--engines", "nothing"], "engines"),
+        (["model", "resnet34", "--plan", "9"], "plan"),
         (["model", "resnet34", "--rounds", "0"], "rounds"),
     ):
         failed = CliRunner().invoke(app, wrong)

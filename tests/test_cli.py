@@ -10,6 +10,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import defakeq_kernels
+
 
 @pytest.fixture
 def invoke():
@@ -62,6 +64,12 @@ def test_info_and_help_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_version(invoke):
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"defakeq {defakeq_kernels.__version__}\n"
 
 
 def test_help_lists_the_commands(invoke):

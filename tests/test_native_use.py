@@ -174,6 +174,11 @@ def test_dq_run_prints_a_table_of_the_nodes(prefix, model, tmp_path):
     shares = re.findall(r"([\d.]+)%", "\n".join(lines[1:4]))
     assert abs(sum(map(float, shares)) - 100) < 0.5
     assert re.search(r"^loaded in [\d.]+ ms: read [\d.]+, packed [\d.]+ on 1 threads$", lines[4])
+    plain = run(prefix / "bin/dq_run", model, *saved(tmp_path, 2), text=True).stdout.splitlines()
+    assert plain[0] == lines[0]
+    assert [line.split()[0] for line in plain[4:]] == ["y0", "y1"]
+    timed = run(prefix / "bin/dq_run", model, *saved(tmp_path, 2), "--bench", text=True).stdout
+    assert timed.startswith("loaded in ")
 
 
 def test_dq_run_refuses_by_name(prefix, model, tmp_path):

@@ -160,6 +160,9 @@ def test_names_wrong_inputs(path):
         load(path, 0)
     with pytest.raises(RuntimeError, match="cannot open"):
         load(path.with_name("absent.dfq"))
+    dfq.write(path.with_name("layers.dfq"), {}, {"layers": {}})
+    with pytest.raises(RuntimeError, match=r"network\.program: found nothing; accepted is a pro"):
+        load(path.with_name("layers.dfq"))
 
 
 def change(net, keys, value):

@@ -35,7 +35,7 @@ def own_row(
     program = prepared(network, engine) / engine.file
     x = folder / f"{network.name}.npy"
     np.save(x, np.random.default_rng(2).standard_normal(network.shape()).astype(np.float32))
-    command = [str(build / "dq_run"), str(program), str(x), "--repeat", "{calls}"]
+    command = [str(build / "dq_run"), str(program), str(x), "--bench", "--repeat", "{calls}"]
     work = network.name + (" half" if plan == "half" else "")
     return row(work, engine.bits, "defakeq", CPU, a_call(CPU, command, environment, CALLS))
 

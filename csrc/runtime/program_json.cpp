@@ -149,6 +149,9 @@ Graph read_graph(const DfqFile& file) {
   if (text == file.metadata.end()) bad("network", "nothing", "the network's JSON");
   const Json network = Json::parse(text->second);
   const Json* program = network.find("program");
+  if (program == nullptr) {
+    bad("network.program", "nothing", "a program: a file of one, not of separate layers");
+  }
   fields::object("network.program", program);
   integer("program.version", program->find("version"), 1, 1);
   Graph graph;

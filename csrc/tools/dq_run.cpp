@@ -27,7 +27,8 @@ constexpr char kUsage[] =
     "              [--output out.npy ...]\n"
     "input.npy: float32, C order, [batch, ...]; one for each input of the program, in its order\n"
     "--output: where an output is written; the first is that of the first output, and so on\n"
-    "--bench: how long loading and a run take    --profile: a table of the nodes\n";
+    "prints a table of the nodes and the outputs; with --bench how long loading and a run take\n"
+    "instead of the table, which --profile adds\n";
 
 struct Options {
   std::string model;
@@ -86,6 +87,7 @@ Options parse(int argc, char** argv) {
       files.push_back(option);
     }
   }
+  o.profile = o.profile || !o.bench;  // reading the clock between the nodes would be measured
   if (files.empty()) bad("arguments", "no file", "a program and its inputs");
   o.model = files[0];
   o.inputs.assign(files.begin() + 1, files.end());

@@ -38,6 +38,26 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import defakeq_kernels
+
+        typer.echo(f"defakeq {defakeq_kernels.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Compressed deepfake detectors."""
+
+
 def _fail(message: object) -> typer.Exit:
     typer.echo(f"defakeq: {message}", err=True)
     return typer.Exit(2)

@@ -81,7 +81,6 @@ def ops(
             for item in works:
                 typer.echo(f"{item.name}{f' * {item.count}' if item.count > 1 else ''}")
             return
-        _head()
         result = measure(
             works,
             threads=threads,
@@ -91,7 +90,7 @@ def ops(
             rounds=rounds,
             command=_command(),
             say=lambda line: typer.echo(line, err=True),
-            on_rows=_print_rows,
+            on_rows=_Printer(),
         )
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -229,19 +228,24 @@ def _command() -> str:
     return lead + shlex.join(["defakeq", *sys.argv[1:]])
 
 
-def _head() -> None:
-    numbers = f"{'us':>10} {'GMAC/s':>8} {'of peak':>8} {'GB/s':>7}"
-    typer.echo(f"{'work':42} {'bits':>4}  {'engine':22} {numbers}")
+class _Printer:
+    """Prints rows as they come, below a head."""
 
+    def __init__(self) -> None:
+        self.begun = False
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from defakeq.bench.ops import OURS
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        from defakeq.bench.ops import OURS
 
-    for row in sorted(rows, key=lambda r: not r["engine"].startswith(OURS)):
-        line = f"{row['work']:42} {row['bits']:4}  {row['engine']:22} {row['us']:10.2f}"
-        if row["gmacs"] is not None:
-            line += f" {row['gmacs']:8.1f} {row['of_peak']:8.3f} {row['gbs']:7.1f}"
-        typer.echo(line)
+        if not self.begun:
+            numbers = f"{'us':>10} {'GMAC/s':>8} {'of peak':>8} {'GB/s':>7}"
+            typer.echo(f"{'work':42} {'bits':>4}  {'engine':22} {numbers}")
+            self.begun = True
+        for row in sorted(rows, key=lambda r: not r["engine"].startswith(OURS)):
+            line = f"{row['work']:42} {row['bits']:4}  {row['engine']:22} {row['us']:10.2f}"
+            if row["gmacs"] is not None:
+                line += f" {row['gmacs']:8.1f} {row['of_peak']:8.3f} {row['gbs']:7.1f}"
+            typer.echo(line)
 
 
 def _print_machine(machine: dict[str, Any]) -> None:

@@ -228,12 +228,20 @@ class Defakeq(Engine):
 
     Args:
         plan: "8", "4", "half", or the path of a plan's JSON. Not read for a network that is a file.
+
+    Raises:
+        ValueError: another plan, and no such file.
     """
 
     name, file, files, planned = "defakeq", "program.dfq", True, True
     modules, tools = ("defakeq_kernels",), ("torch",)
 
     def __init__(self, plan: str = "8"):
+        if plan not in PLANS and not Path(plan).is_file():
+            accepted = ", ".join(PLANS)
+            raise ValueError(
+                f"plan: found {plan!r}, no such file; accepted is {accepted}, or a plan's JSON file"
+            )
         self._plan = plan
         self.bits = 8 if plan == "8" else 4
 
