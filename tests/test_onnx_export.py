@@ -206,10 +206,10 @@ def test_check_reports_the_difference_of_each_engine(tmp_path):
 
 @pytest.mark.parametrize("fn", ["silu", "gelu", "hardswish", "sigmoid", "requantize", "relu"])
 def test_tables_are_recognised(fn):
-    from defakeq.onnx_export.nodes import _TABLES, recognise
+    from defakeq.onnx_export.tables import TABLES, recognise
 
     x = (np.arange(-128, 128) - Q[0].zero_point) * Q[0].scale
-    y = np.rint(_TABLES[fn](x) / Q[1].scale) + Q[1].zero_point
+    y = np.rint(TABLES[fn](x) / Q[1].scale) + Q[1].zero_point
     table = np.clip(y, -128, 127).astype(np.int8)
     assert recognise(table, Q[0], Q[1]) == fn
     assert recognise(table[::-1].copy(), Q[0], Q[1]) is None
