@@ -306,6 +306,15 @@ def test_every_level_of_a_picture_keeps_its_code(levels, slope, start, method):
     assert act.dequantize(np.int8(act.zero_point)) == 0
 
 
+def test_one_image_without_a_batch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    image = torch.randn(3, 9, 9)
+    converted = defakeq.convert(model, image, QuantPlan.uniform(model, 8), [image])
+    with torch.no_grad():
+        found, expected = converted(image), model(image)
+    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
 def test_other_values_have_no_levels():
     rng = np.random.default_rng(0)
     for x in (rng.random(5000), np.arange(20) / 20, np.arange(300) / 299, rng.random(100) ** 2):

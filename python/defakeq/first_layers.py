@@ -84,7 +84,7 @@ def _rows(module: nn.Module, x: Tensor) -> Tensor:
     """What single outputs read, [rows, inputs]: an evenly spaced part of them."""
     if isinstance(module, nn.Conv2d):
         x = F.unfold(
-            x.float(),
+            x.float() if x.dim() == 4 else x.float()[None],  # one image without a batch
             module.kernel_size,  # type: ignore[arg-type]
             module.dilation,  # type: ignore[arg-type]
             module.padding,  # type: ignore[arg-type]
