@@ -11,6 +11,8 @@ TORCH ?= torch==2.13.0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 BUILD := build
+# Where native-test builds.
+NATIVE ?= $(BUILD)/native
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py
@@ -59,10 +61,10 @@ bench: $(VENV)/.built $(VENV)/.dev
 
 native-test:
 	PYTHON=$(PYTHON) tools/bootstrap.sh tests
-	cmake -S . -B $(BUILD)/native $(CMAKE_NATIVE) -DDEFAKEQ_WERROR=ON
-	cmake --build $(BUILD)/native --parallel $(JOBS)
-	$(PYTHON) tools/check_isa_symbols.py $(BUILD)/native
-	cd $(BUILD)/native && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
+	cmake -S . -B $(NATIVE) $(CMAKE_NATIVE) -DDEFAKEQ_WERROR=ON
+	cmake --build $(NATIVE) --parallel $(JOBS)
+	$(PYTHON) tools/check_isa_symbols.py $(NATIVE)
+	cd $(NATIVE) && ctest --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
 
 native-asan:
 	PYTHON=$(PYTHON) tools/bootstrap.sh tests
