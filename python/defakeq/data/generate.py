@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from defakeq.data.degrade import COMPRESSION, DEGRADATIONS, parse, video
 from defakeq.data.forgeries import FAMILIES
-from defakeq.data.labels import BENCHMARKS, COMPRESSIONS, SPLITS
+from defakeq.data.labels import BENCHMARKS, COMPRESSIONS, FF_FOLDERS, SPLITS
 from defakeq.data.sources import Person, people, shoot
 from defakeq.embedded.data import to_bytes
 
@@ -43,17 +43,6 @@ FAMILY_OF: dict[str, str] = {
 }
 GENERATED = (*(name for name in BENCHMARKS if not name.startswith("FF-")), "folder")
 MANIFEST = "generated.json"
-
-_FF_FOLDERS = {
-    "FF-real": "original_sequences/youtube",
-    "FF-DF": "manipulated_sequences/Deepfakes",
-    "FF-F2F": "manipulated_sequences/Face2Face",
-    "FF-FS": "manipulated_sequences/FaceSwap",
-    "FF-NT": "manipulated_sequences/NeuralTextures",
-    "FF-FH": "manipulated_sequences/FaceShifter",
-    "DFD_real": "original_sequences/actors",
-    "DFD_fake": "manipulated_sequences/DeepFakeDetection",
-}
 
 
 @dataclass(frozen=True)
@@ -146,10 +135,10 @@ def _videos_of(
         family = FAMILY_OF.get(label, "")
         if name in ("FaceForensics++", "FaceShifter"):
             video = f"{me:03d}_{you:03d}" if family else f"{me:03d}"
-            folder = f"FaceForensics++/{_FF_FOLDERS[label]}/{{compression}}/frames/{video}"
+            folder = f"FaceForensics++/{FF_FOLDERS[label]}/{{compression}}/frames/{video}"
         elif name == "DeepFakeDetection":
             video = f"{me:02d}_{you:02d}__talking" if family else f"{me:02d}__talking"
-            folder = f"FaceForensics++/{_FF_FOLDERS[label]}/{{compression}}/frames/{video}"
+            folder = f"FaceForensics++/{FF_FOLDERS[label]}/{{compression}}/frames/{video}"
         elif name.startswith("Celeb"):
             video = f"id{me}_id{you}_0000" if family else f"id{me}_0000"
             place = "Celeb-synthesis" if family else "Celeb-real"

@@ -111,3 +111,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
+
+# Where FaceForensics++ and DeepFakeDetection keep the videos of a label.
+FF_FOLDERS = {
+    "FF-real": "original_sequences/youtube",
+    "FF-DF": "manipulated_sequences/Deepfakes",
+    "FF-F2F": "manipulated_sequences/Face2Face",
+    "FF-FS": "manipulated_sequences/FaceSwap",
+    "FF-NT": "manipulated_sequences/NeuralTextures",
+    "FF-FH": "manipulated_sequences/FaceShifter",
+    "DFD_real": "original_sequences/actors",
+    "DFD_fake": "manipulated_sequences/DeepFakeDetection",
+}

@@ -11,23 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from defakeq.data.benchmark import read_document, read_json
-from defakeq.data.labels import BENCHMARKS, COMPRESSIONS, SPLITS
+from defakeq.data.labels import BENCHMARKS, COMPRESSIONS, FF_FOLDERS, SPLITS
 from defakeq.data.report import Report
 from defakeq.data.sample import Sample
 from defakeq.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 Document = dict[str, Any]
-
-_FF_FOLDERS = {
-    "FF-real": "original_sequences/youtube",
-    "FF-DF": "manipulated_sequences/Deepfakes",
-    "FF-F2F": "manipulated_sequences/Face2Face",
-    "FF-FS": "manipulated_sequences/FaceSwap",
-    "FF-NT": "manipulated_sequences/NeuralTextures",
-    "FF-FH": "manipulated_sequences/FaceShifter",
-    "DFD_real": "original_sequences/actors",
-    "DFD_fake": "manipulated_sequences/DeepFakeDetection",
-}
 
 
 def _entries(folder: Path) -> dict[str, Document]:
@@ -73,7 +62,7 @@ def _face_forensics(root: Path, name: str, report: Report) -> Document:
     document: Document = {}
     for label in labels:
         for compression in COMPRESSIONS:
-            for video, entry in _entries(root / _FF_FOLDERS[label] / compression).items():
+            for video, entry in _entries(root / FF_FOLDERS[label] / compression).items():
                 # DeepFakeDetection has no splits of its own: all of it is for tests.
                 split = splits.get(video, "") if splits else "test"
                 if not split:
