@@ -6,6 +6,7 @@ field; nothing is allocated from a size that has not been checked against the fi
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -65,9 +66,12 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], net
 
     Raises:
         ValueError: a wrong tensor or network, by name. Nothing is written.
+        OSError: the file cannot be written.
     """
     data = dumps(tensors, network)
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "found no such folder", str(path.parent))
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "xb") as file:

@@ -100,6 +100,10 @@ def test_nested_arguments_and_results(tmp_path):
         assert torch.equal(turned["late"], found["late"])
         assert torch.equal(module(rows(1), rows(2), rows(3))["late"], found["late"])  # flat
         assert all(r.ok for r in module.check(*tree_map(lambda t: t[:1], given)))
+    native = runtime.load(tmp_path / "net.dfq")
+    late, early = native(rows(1).numpy(), rows(2).numpy())
+    np.testing.assert_array_equal(late, program(*given)["late"].numpy())
+    np.testing.assert_array_equal(early, program(*given)["rest"][1].numpy())
     compiled = torch.compile(program, fullgraph=True)
     assert torch.equal(compiled(*given)["late"], program(*given)["late"])
 

@@ -88,7 +88,7 @@ def test_stays_what_it_is_when_the_model_is_moved_or_cast(converted):
     outer = nn.Sequential(copy.deepcopy(converted), nn.Identity())
     for moved in (outer.half(), outer.double(), outer.to("meta"), outer.train()):
         assert torch.equal(moved(x), converted(x))
-    assert torch.equal(converted(x.double().requires_grad_()), converted(x))
+    assert torch.equal(converted(x.double()), converted(x))
     assert outer.training
 
 
@@ -107,6 +107,19 @@ def test_threads_are_torchs_or_its_own(converted):
 def test_refuses_other_shapes_by_name(converted, shape):
     with pytest.raises((ValueError, RuntimeError), match=r"input 'x': found float32\["):
         converted(torch.zeros(shape))
+
+
+def test_inputs_that_require_grad_are_refused(converted):
+    x = images(2).requires_grad_()
+    with pytest.raises(RuntimeError, match="found a tensor that requires grad"):
+        converted(x)
+    with torch.no_grad():
+        assert torch.equal(converted(x), converted(images(2)))
+
+
+def test_a_missing_folder_is_named(converted, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"found no such folder: '.*/absent'"):
+        save(converted, tmp_path / "absent" / "net.dfq")
 
 
 def test_explains_its_nodes(converted):

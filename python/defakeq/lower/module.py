@@ -269,6 +269,7 @@ class ProgramModule(nn.Module):
 
         Raises:
             ValueError: a wrong number of tensors, another nesting, or inputs of unequal batches.
+            RuntimeError: an input that requires grad while grad mode is on.
         """
         given = self._given(inputs, named)
         if len(self.stages) == 1 and isinstance(self.stages[0], ProgramStage):
@@ -290,6 +291,11 @@ class ProgramModule(nn.Module):
         else:
             given = self.takes.tensors(called_with(inputs, named), "inputs")
         for name, x in zip(self.input_names, given, strict=True):
+            if x.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"{name}: found a tensor that requires grad; accepted is one that does not, "
+                    "since programs have no gradient: call under torch.no_grad(), or detach() it"
+                )
             if x.dim() == 0 or x.shape[0] != given[0].shape[0]:
                 raise ValueError(
                     f"{name}: found shape {list(x.shape)}; accepted is one entry for each image "
