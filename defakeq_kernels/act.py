@@ -24,7 +24,8 @@ class ActQuant:
     """How a layer's input is quantized: ``x = scale * (q - zero_point)``.
 
     Use `static` or `dynamic`. Dynamic modes are 8-bit and symmetric with a scale of max|x| / 127,
-    taken of the whole tensor or of each row (each image for a convolution).
+    taken of the whole tensor or of each row (each image for a convolution), pruned and
+    half-precision inputs included.
 
     Attributes:
         mode: "static", "dynamic_tensor" or "dynamic_row".
