@@ -66,6 +66,20 @@ def test_info_and_help_import_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_without_torch_the_commands_that_need_it_say_so():
+    code = (
+        "import sys; sys.modules['torch'] = None; from typer.testing import CliRunner; "
+        "from defakeq.cli import app; done = CliRunner().invoke(app, sys.argv[1:]); "
+        "print(done.output, end=''); sys.exit(done.exit_code)"
+    )
+    for command in (["detect", "x.jpg"], ["detectors"], ["bench", "model", "resnet34"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "torch: not installed, and this command needs it" in done.stdout + done.stderr
+
+
 def test_version(invoke):
     result = invoke("--version")
     assert result.exit_code == 0

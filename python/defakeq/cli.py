@@ -12,6 +12,7 @@ import typer
 
 from defakeq import convert_cli
 from defakeq.compress import cli as compression
+from defakeq.options import NO_TORCH
 
 # Heavy imports (torch, OpenCV) stay inside the commands, so that `info` and help are quick.
 
@@ -74,6 +75,8 @@ def _named_errors(command: _Command) -> _Command:
             # Typer's own exits and usage errors are RuntimeErrors in some versions.
             if isinstance(error, typer.Exit | typer.Abort):
                 raise
+            if isinstance(error, ImportError) and error.name == "torch":
+                raise _fail(NO_TORCH) from error
             raise _fail(error) from error
 
     return run  # type: ignore[return-value]

@@ -27,6 +27,8 @@ def _group() -> None:
 
 
 def _fail(message: object) -> typer.Exit:
+    if isinstance(message, ImportError) and message.name == "torch":
+        message = options.NO_TORCH
     typer.echo(f"defakeq bench: {message}", err=True)
     return typer.Exit(2)
 

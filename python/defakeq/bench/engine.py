@@ -124,9 +124,11 @@ class Engine(abc.ABC):
         own.update(network.digest(*self.sources).encode())
         return network.cache / network.name / f"{self.name}-{own.hexdigest()[:12]}"
 
-    def missing(self, folder: Path) -> list[str]:
+    def missing(self, network: Network, folder: Path) -> list[str]:
         """Modules that are needed here and not installed."""
         needed = self.modules if self.ready(folder) else self.modules + self.tools
+        if network.program is not None:  # it is made already
+            needed = tuple(name for name in needed if name != "torch")
         return [name for name in needed if importlib.util.find_spec(name) is None]
 
     def ready(self, folder: Path) -> bool:

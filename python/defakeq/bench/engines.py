@@ -399,7 +399,7 @@ def prepared(network: Network, engine: Engine) -> Path:
         runs = ", ".join(name for name, kind in ENGINES.items() if kind.files)
         raise ValueError(f"network: found a .dfq file; accepted by {runs} only")
     folder = engine.folder(network)
-    missing = engine.missing(folder)
+    missing = engine.missing(network, folder)
     if missing:
         raise ImportError(f"{' and '.join(missing)} not installed ({INSTALL})")
     if not engine.ready(folder):
