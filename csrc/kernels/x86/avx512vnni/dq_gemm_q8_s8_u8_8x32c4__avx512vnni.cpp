@@ -1,22 +1,16 @@
 // Weight codes are the unsigned operand of vpdpbusd, the activations its signed one, broadcast from
 // memory; nothing saturates, so the accumulators are exact.
 #include <cmath>
-#include <cstring>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/kernels.h"
+#include "kernels/x86/avx512vnni/products.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
 namespace defakeq::avx512vnni {
 
 namespace {
-
-DQ_INLINE __m512i broadcast4(const int8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
 
 // -zero_point and -128 * zero_point of an output as 16-bit halves: with a row sum split the same
 // way (7 low bits, the rest), one vpdpwssd takes the zero points out. The rest fits 16 bits in
@@ -359,37 +353,9 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
       acc[r][b] = _mm512_loadu_si512(a.correction + (first_block + b) * kBlock);
     }
   }
-  const uint8_t* w[NB];
-#pragma GCC unroll 2
-  for (int b = 0; b < NB; ++b) w[b] = a.w + (first_block + b) * a.w_stride;
-  const int64_t length = a.steps * 4;
-  for (int t = 0; t < a.taps; ++t) {
-    const int8_t* x[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    for (int64_t k = 0; k < length; k += 4) {
-      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
-      // row, and the extra instructions cost the out-of-order window.
-      asm("" : "+r"(k));
-      __m512i wv[NB];
-#pragma GCC unroll 2
-      for (int b = 0; b < NB; ++b) {
-        wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
-        if constexpr (kAhead) {
-          _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
-                       _MM_HINT_T1);
-        }
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512i xv = broadcast4(x[r] + k);
-#pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
-      }
-    }
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
-  }
+  simd::with_bits(a.planes ? a.bits : 8, [&]<int kBits>() __attribute__((always_inline)) {
+    add_products<kBits, kAhead, R, NB>(a, row, first_block, acc);
+  });
   const auto finish = [&]<Finish kFinish>() __attribute__((always_inline)) {
     one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, bias, acc)
              : finish_tile<R, NB, kFinish, false>(a, row, col, bias, acc);
