@@ -30,11 +30,11 @@ DQ_INLINE void add_step(const int8_t* const (&x)[R], int64_t k, const __m512i (&
   }
 }
 
-// One run of the rows over codes, kUnrolled steps from byte k on.
+// kUnrolled steps of codes, from byte k of the rows on.
 template <int kUnrolled, bool kAhead, int R, int NB>
 DQ_INLINE void add_codes(const int8_t* const (&x)[R], int64_t k, const uint8_t* const (&w)[NB],
                          int64_t ahead, __m512i (&acc)[R][NB]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int s = 0; s < kUnrolled; ++s) {
     __m512i codes[NB];
 #pragma GCC unroll 2
@@ -57,12 +57,15 @@ DQ_INLINE void add_products(const GemmS8Args& a, int64_t row, int first_block,
 #pragma GCC unroll 2
   for (int b = 0; b < NB; ++b) w[b] = a.w + (first_block + b) * a.w_stride;
   for (int t = 0; t < a.taps; ++t) {
+    // Read again in each run: kept over the loop, the pointers fill vector registers.
+    const int8_t* const* rows = a.rows + row;
+    asm("" : "+r"(rows));
     const int8_t* x[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    for (int r = 0; r < R; ++r) x[r] = rows[r] + a.tap_offset[t];
     int64_t k = 0;
     if constexpr (kBits == 8) {
-      constexpr int kUnrolled = 4;
+      constexpr int kUnrolled = 2;
       for (; k + 4 * kUnrolled <= length; k += 4 * kUnrolled) {
         // One index register for all rows: left alone, the compiler keeps and increments a pointer
         // a row, and the extra instructions cost the out-of-order window.
