@@ -60,6 +60,9 @@ struct GemmS8Args {
   const uint8_t* w;  // block b at w + b * w_stride: [taps * steps][16 outputs][4] unsigned codes,
   int64_t w_stride;  // arranged (gemv: planes of `bits`, one tap, steps a multiple of kPlaneSteps)
   int bits;          // of the codes
+  // Where the table says that gemm_s8 reads planes: w is planes of `bits` < 8, as gemv_s8's. Runs
+  // are whole plane blocks, but for the last of a single tap.
+  bool planes;
   const int32_t* zero_point;  // [blocks * 16]
   const int32_t* correction;  // [blocks * 16] added to the accumulator
   const float* scale;         // [blocks * 16]
@@ -238,6 +241,7 @@ struct KernelTable {
   bool fuses_half_inputs;  // gemm_s8 reads half_rows
   bool f32_reads_bytes;    // gemm_f32 reads `bytes`
   bool writes_windows;     // gemm_s8 reads `windows`
+  bool reads_planes;       // gemm_s8 reads `planes`
 };
 
 const KernelTable* kernel_table_scalar();

@@ -30,6 +30,7 @@ class Product {
         images_(images),
         parallel_(parallel),
         gemv_(uses_gemv()),
+        planes_(gemv_ || reads_planes()),
         activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4),
         rows_(layer, kernels, images, activations_) {
     tasks_ = std::max(parallel.threads(), 1);
@@ -46,6 +47,12 @@ class Product {
     return layer_.taps == 1 && layer_.groups == 1 &&
            images_.n * images_.out_h * images_.out_w <= kGemvRows &&
            layer_.act_mode != ActMode::kNone &&
+           (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
+  }
+  // Whether runs of the reduction begin at plane blocks, where the kernel may read these.
+  bool reads_planes() const {
+    return kernels_.reads_planes && layer_.act_mode != ActMode::kNone &&
+           (layer_.taps == 1 || layer_.tap_steps % kPlaneSteps == 0) &&
            (layer_.pieces == 1 || layer_.group_size % (4 * kPlaneSteps) == 0);
   }
   bool fuses_half_inputs() const {
@@ -84,6 +91,7 @@ class Product {
   const Images& images_;
   Parallel& parallel_;
   bool gemv_;
+  bool planes_;  // codes are expanded by the kernel, not beforehand
   Activations activations_;
   int tasks_ = 1;
   ProductRows rows_;
@@ -136,7 +144,7 @@ void Product::place(Arena& arena) {
   activations_.place(arena, chunk_, tasks_);
   strips_ = arena.take<Strip>(layer_.blocks);
   rows_.place(arena, chunk_, tasks_);
-  if (ints) {
+  if (ints && !planes_) {
     codes_bytes_ = kTileBlocks * layer_.padded_steps * 64;
     codes_ = arena.take<uint8_t>(codes_bytes_ * tasks_);
   }
@@ -261,8 +269,9 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
   a.steps = layer_.tap_steps;
   a.blocks = strip.count;
   a.bits = b.bits;
-  a.w = gemv_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
-  a.w_stride = gemv_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
+  a.planes = planes_ && b.bits < 8;
+  a.w = planes_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
+  a.w_stride = planes_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.row_scale = rows_.scales_from(row0);
   if (layer_.half_inputs > 0 && fuses_half_inputs()) {
@@ -305,7 +314,7 @@ void Product::int_strip(int64_t task, const Strip& strip, int64_t row0, int64_t 
     parameters(p);
     a.tap_offset = rows_.piece_offset + p;
     a.steps = (length + 3) / 4;
-    a.w = w + (gemv_ ? step / kPlaneSteps * b.bits * 64 : step * 64);
+    a.w = w + (planes_ ? step / kPlaneSteps * b.bits * 64 : step * 64);
     a.row_sum = rows_.sums_of(p) + row0;
     set_output(a, task, strip, row0, p + 1 < layer_.pieces, sums);
     call();

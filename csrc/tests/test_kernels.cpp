@@ -238,7 +238,7 @@ std::vector<uint8_t> arranged(const KernelTable& isa, const GemmS8Args& a,
   return codes;
 }
 
-// Checks gemm_s8 on arranged codes, or gemv_s8 over planes.
+// Checks gemm_s8 on arranged codes or planes, or gemv_s8 on planes.
 void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bits) {
   const KernelTable& scalar = *kernel_table_scalar();
   GemmS8Args a{};
@@ -247,26 +247,30 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   a.taps = gemv ? 1 : static_cast<int>(random.one_of({1, 1, 2, 3, 9}));
   a.steps = gemv ? kPlaneSteps * random.between(1, 12)
                  : random.between(1, random.one_of({3, 20, 150, 300}));
+  if (!gemv && random.once_in(3)) a.steps = (a.steps + kPlaneSteps - 1) / kPlaneSteps * kPlaneSteps;
+  a.planes = !gemv && isa.reads_planes && bits < 8 && random.once_in(2) &&
+             (a.taps == 1 || a.steps % kPlaneSteps == 0);
+  const bool planes = gemv || a.planes;
+  const int64_t plane_blocks = (a.taps * a.steps + kPlaneSteps - 1) / kPlaneSteps;
   a.blocks = static_cast<int>(random.between(1, gemv ? kGemvBlocks : kTileBlocks));
   const int64_t lanes = int64_t{a.blocks} * kBlock;
   a.n = static_cast<int>(random.once_in(2) ? lanes : lanes - random.between(0, kBlock - 1));
 
-  const int64_t block_bytes =
-      gemv ? a.steps / kPlaneSteps * bits * 64 : a.taps * a.steps * int64_t{64};
+  const int64_t block_bytes = planes ? plane_blocks * bits * 64 : a.taps * a.steps * int64_t{64};
   a.w_stride = block_bytes + random.one_of({0, 0, 64});
   const int64_t w_bytes = (a.blocks - 1) * a.w_stride + block_bytes;
-  std::vector<uint8_t> w = random.integers<uint8_t>(w_bytes, 0, gemv ? 255 : max_code(bits));
-  if (!gemv && bits == 1) {
+  std::vector<uint8_t> w = random.integers<uint8_t>(w_bytes, 0, planes ? 255 : max_code(bits));
+  if (!planes && bits == 1) {
     for (uint8_t& code : w) code = code & 2;
   }
   // Activations that meet no code may be anything, and are not in the row's sum.
-  const int64_t length = a.steps * 4 - (gemv ? 0 : random.one_of({0, 0, 1, 3}));
-  for (int64_t i = 0; !gemv && i < w_bytes; ++i) {
+  const int64_t length = a.steps * 4 - (planes ? 0 : random.one_of({0, 0, 1, 3}));
+  for (int64_t i = 0; !planes && i < w_bytes; ++i) {
     if (i % a.w_stride >= block_bytes) continue;
     const int64_t step = i % a.w_stride / 64 % a.steps;
     if (step * 4 + i % 4 >= length) w[static_cast<size_t>(i)] = 0;
   }
-  const std::vector<uint8_t> in_order = gemv ? w : arranged(isa, a, w, length);
+  const std::vector<uint8_t> in_order = planes ? w : arranged(isa, a, w, length);
   a.w = w.data();
 
   const Rows<int8_t> rows =
@@ -290,6 +294,17 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
 
   // half-precision inputs, which the reference takes as a bias a row
   GemmS8Args reference = a;
+  std::vector<uint8_t> codes;
+  if (a.planes) {
+    reference.planes = false;
+    reference.w_stride = plane_blocks * kPlaneSteps * 64;
+    codes.resize(static_cast<size_t>(a.blocks * reference.w_stride));
+    for (int b = 0; b < a.blocks; ++b) {
+      scalar.expand_codes(w.data() + b * a.w_stride, bits, plane_blocks * kPlaneSteps,
+                          codes.data() + b * reference.w_stride);
+    }
+    reference.w = codes.data();
+  }
   GemmF32Args chain{};
   Rows<float> half;
   std::vector<float> half_w, sums;
@@ -328,8 +343,8 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   a.w = in_order.data();
   (gemv ? isa.gemv_s8 : isa.gemm_s8)(a);
   std::ostringstream what;
-  what << "bits=" << bits << " m=" << a.m << " taps=" << a.taps << " steps=" << a.steps
-       << " n=" << a.n << to_text(a.post);
+  what << "bits=" << bits << (a.planes ? " planes" : "") << " m=" << a.m << " taps=" << a.taps
+       << " steps=" << a.steps << " n=" << a.n << to_text(a.post);
   expect_same(expected, found, what.str());
 }
 
@@ -782,12 +797,16 @@ TEST(ProductS8, ExtremesDoNotSaturate) {
         a.out_stride = kBlock;
         a.n = kBlock;
         const std::vector<uint8_t> in_order = arranged(*isa.table(), a, w, kSteps * 4);
-        for (const bool gemv : {false, true}) {
-          a.w = gemv ? planes.data() : in_order.data();
+        const bool reads_planes = isa.table()->reads_planes && bits < 8;
+        for (const char* how : {"codes", "planes", "gemv"}) {
+          const bool gemv = how == std::string("gemv");
+          a.planes = how == std::string("planes");
+          if (a.planes && !reads_planes) continue;
+          a.w = gemv || a.planes ? planes.data() : in_order.data();
           (gemv ? isa.table()->gemv_s8 : isa.table()->gemm_s8)(a);
           for (const float y : out) {
             ASSERT_EQ(y, static_cast<float>(kSteps * 4 * code * x))
-                << isa.name << (gemv ? " gemv " : " gemm ") << bits << " bits, activation " << x;
+                << isa.name << " " << how << " " << bits << " bits, activation " << x;
           }
         }
       }

@@ -1,22 +1,16 @@
 // Weight codes are the unsigned operand of vpdpbusd, the activations its signed one, broadcast from
 // memory; nothing saturates, so the accumulators are exact.
 #include <cmath>
-#include <cstring>
 
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/kernels.h"
+#include "kernels/x86/avx512vnni/products.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
 namespace defakeq::avx512vnni {
 
 namespace {
-
-DQ_INLINE __m512i broadcast4(const int8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
 
 // -zero_point and -128 * zero_point of an output as 16-bit halves: with a row sum split the same
 // way (7 low bits, the rest), one vpdpwssd takes the zero points out. The rest fits 16 bits in
@@ -35,23 +29,8 @@ DQ_INLINE __m512i row_pairs(const int32_t* row_sum, int rows) {
                          _mm512_slli_epi32(_mm512_srli_epi32(sums, 7), 16));
 }
 
-// What one zero point takes out of each row.
-DQ_INLINE __m512i row_zeros(const int32_t* row_sum, int rows, int32_t zero_point) {
-  const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
-  return _mm512_mullo_epi32(sums, _mm512_set1_epi32(-zero_point));
-}
-
 // The epilogue's work is cut into units: the 16 outputs of one block of one row, in the order
 // [row][block]. Four units leave as one vector of bytes.
-
-// int32 results of four units -> their bytes in order; the packs clamp.
-DQ_INLINE __m512i pack_units(const __m512i (&q)[4], __m512i zero_point) {
-  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
-  const __m512i up = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
-  return _mm512_permutexvar_epi32(
-      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
-      _mm512_packs_epi16(low, up));
-}
 
 // The bytes of four units, the rows of which begin at out; `rows` of them are there.
 template <int NB>
@@ -147,14 +126,52 @@ Finish finish_of(const GemmS8Args& a, int col, int blocks) {
   return post.residual_dtype == DType::kInt8 ? Finish::kResidual : Finish::kGeneral;
 }
 
-// Whether the lanes share one zero point: what it takes out depends on the row alone.
-bool one_zero_point(const GemmS8Args& a, int col, int blocks) {
-  const __m512i first = _mm512_set1_epi32(a.zero_point[col]);
-  for (int b = 0; b < blocks; ++b) {
-    const __m512i zero = _mm512_loadu_si512(a.zero_point + col + b * kBlock);
-    if (_mm512_cmpneq_epi32_mask(zero, first) != 0) return false;
+// What the tiles of a strip share.
+struct Shared {
+  Finish finish;
+  bool lowest;                 // whether the outputs' zero point is -128
+  __m512i zero_point, floor;   // of the outputs, as 16 and 8 bits
+  __m512i pairs[kTileBlocks];  // zero_pairs
+
+  Shared(const GemmS8Args& a, int col, int blocks)
+      : finish(finish_of(a, col, blocks)),
+        lowest(a.post.zero_point == -128),
+        zero_point(_mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point))),
+        // the real zero is the byte zero_point
+        floor(_mm512_set1_epi8(
+            static_cast<char>(a.post.activation == Activation::kRelu ? a.post.zero_point : -128))) {
+    for (int b = 0; b < blocks; ++b) pairs[b] = zero_pairs(a.zero_point + col + b * kBlock);
   }
-  return true;
+};
+
+// int32 results of four units -> their bytes in order; the packs clamp.
+DQ_INLINE __m512i pack_units(const __m512i (&q)[4], const Shared& shared) {
+  const __m512i low = _mm512_packs_epi32(q[0], q[1]), up = _mm512_packs_epi32(q[2], q[3]);
+  __m512i bytes;
+  if (shared.lowest) {
+    bytes = _mm512_xor_si512(_mm512_packus_epi16(low, up), _mm512_set1_epi8(-128));
+  } else {
+    bytes = _mm512_packs_epi16(_mm512_adds_epi16(low, shared.zero_point),
+                               _mm512_adds_epi16(up, shared.zero_point));
+    bytes = _mm512_max_epi8(bytes, shared.floor);
+  }
+  return _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+}
+
+// The residuals of a tile whose last columns are missing: rows of 16 * NB bytes.
+template <int NB>
+[[gnu::noinline]] void copy_residual(const int8_t* from, int64_t stride, int rows, __mmask32 mask,
+                                     int8_t* to) {
+  for (int r = 0; r < rows; ++r) {
+    const __m256i bytes = _mm256_maskz_loadu_epi8(mask, from + r * stride);
+    if constexpr (NB == 2) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + r * NB * kBlock), bytes);
+    } else {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + r * NB * kBlock),
+                       _mm256_castsi256_si128(bytes));
+    }
+  }
 }
 
 DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
@@ -164,22 +181,18 @@ DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
 
 // What finish_acc does for one of them, with the packs doing the clamping. Whatever it needs is in
 // locals, which no store of bytes may change.
-template <int R, int NB, Finish kFinish, bool kOneZero>
-DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias& of_rows,
+template <int R, int NB, Finish kFinish>
+DQ_INLINE void finish_tile(const GemmS8Args& a, const Shared& shared, int64_t row, int col,
+                           const Bias& of_rows, const int32_t (&pairs)[kBlock],
                            const __m512i (&acc)[R][NB]) {
   const Post post = a.post;
   const int64_t stride = a.out_stride;
   const __mmask32 mask = columns_left<NB>(a, col);
-  alignas(64) int32_t rows[kBlock];
-  _mm512_store_si512(rows, kOneZero ? row_zeros(a.row_sum + row, R, a.zero_point[col])
-                                    : row_pairs(a.row_sum + row, R));
-  __m512i zero[NB];
   __m512 scale[NB], bias[NB];
   __mmask16 lanes[NB];
 #pragma GCC unroll 2
   for (int b = 0; b < NB; ++b) {
     const int at = col + b * kBlock;
-    zero[b] = zero_pairs(a.zero_point + at);
     scale[b] = _mm512_loadu_ps(a.scale + at);
     bias[b] = _mm512_loadu_ps(a.bias + at);
     lanes[b] = static_cast<__mmask16>(mask >> (b * kBlock));
@@ -187,11 +200,17 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
   const float* row_scale = a.row_scale + (kFinish == Finish::kScaled ? row : 0);
   const __m512 residual_scale = _mm512_set1_ps(post.residual_scale);
   const __m512i residual_zero = _mm512_set1_epi32(post.residual_zero_point);
-  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
-  // the real zero is the byte zero_point
-  const __m512i floor = _mm512_set1_epi8(
-      static_cast<char>(post.activation == Activation::kRelu ? post.zero_point : -128));
+  constexpr bool kMayAddBytes = kFinish == Finish::kResidual || kFinish == Finish::kBiased;
   const int8_t* near = static_cast<const int8_t*>(post.residual) + row * post.residual_stride + col;
+  int64_t near_stride = post.residual_stride;
+  alignas(64) int8_t copied[kMayAddBytes ? R * NB * kBlock : 1];
+  if constexpr (kMayAddBytes) {
+    if (post.residual != nullptr && a.n - col < NB * kBlock) {
+      copy_residual<NB>(near, near_stride, R, mask, copied);
+      near = copied;
+      near_stride = NB * kBlock;
+    }
+  }
   const float* addend = static_cast<const float*>(post.residual) + row * post.residual_stride + col;
   int8_t* out = static_cast<int8_t*>(a.out) + row * stride + col;
   float* floats = static_cast<float*>(a.out) + row * stride + col;
@@ -205,9 +224,8 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
         continue;
       }
       const int r = (first + i) / NB, b = (first + i) % NB;
-      const __m512i of_row = _mm512_set1_epi32(rows[r]);
-      __m512 y = _mm512_cvtepi32_ps(kOneZero ? _mm512_add_epi32(acc[r][b], of_row)
-                                             : _mm512_dpwssd_epi32(acc[r][b], zero[b], of_row));
+      __m512 y = _mm512_cvtepi32_ps(
+          _mm512_dpwssd_epi32(acc[r][b], shared.pairs[b], _mm512_set1_epi32(pairs[r])));
       if constexpr (kFinish == Finish::kScaled) y = _mm512_mul_ps(y, _mm512_set1_ps(row_scale[r]));
       y = _mm512_fmadd_ps(y, scale[b],
                           kFinish == Finish::kBiased
@@ -224,11 +242,9 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
       }
       if (kFinish == Finish::kResidual ||
           (kFinish == Finish::kBiased && post.residual != nullptr)) {
-        const __m128i bytes =
-            _mm_maskz_loadu_epi8(lanes[b], near + r * post.residual_stride + b * kBlock);
-        y = _mm512_fmadd_ps(
-            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepi8_epi32(bytes), residual_zero)),
-            residual_scale, y);
+        const __m512i bytes = Vec::load_s8(near + r * near_stride + b * kBlock);
+        y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, residual_zero)),
+                            residual_scale, y);
       }
       if constexpr (kFinish == Finish::kScaled || kFinish == Finish::kBiased) {
         y = _mm512_mul_ps(y, _mm512_set1_ps(post.inv_scale));
@@ -237,8 +253,7 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
       q[i] = Vec::rne(y);
     }
     if constexpr (kFinish == Finish::kFloat) continue;
-    __m512i bytes = pack_units(q, zero_point);
-    if constexpr (kFinish != Finish::kScaled) bytes = _mm512_max_epi8(bytes, floor);
+    __m512i bytes = pack_units(q, shared);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
     store_units<NB>(a, out + first / NB * stride, stride, R - first / NB, mask, bytes);
   }
@@ -247,10 +262,9 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, int64_t row, int col, const Bias
 // Everything else that an accumulator may become: one loop over units in memory, not a copy of it
 // for every accumulator of every tile.
 template <int NB>
-[[gnu::noinline]] void finish_units(const GemmS8Args& a, int64_t row, int rows, int col,
-                                    const Bias& bias, const __m512i* acc) {
+[[gnu::noinline]] void finish_units(const GemmS8Args& a, const Shared& shared, int64_t row,
+                                    int rows, int col, const Bias& bias, const __m512i* acc) {
   const Post& post = a.post;
-  const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(post.zero_point));
   const bool float_out = post.out_dtype == DType::kFloat32;
   __mmask16 masks[NB];
   for (int b = 0; b < NB; ++b) masks[b] = lanes_left(a, col + b * kBlock);
@@ -295,7 +309,7 @@ template <int NB>
       q[i] = Vec::rne(y);
     }
     if (float_out) continue;
-    __m512i bytes = pack_units(q, zero_point);
+    __m512i bytes = pack_units(q, shared);
     if (post.table != nullptr) bytes = Lookup(post.table)(bytes);
     store_units<NB>(a, static_cast<int8_t*>(a.out) + (row + first / NB) * a.out_stride + col,
                     a.out_stride, rows - first / NB, columns_left<NB>(a, col), bytes);
@@ -341,7 +355,7 @@ DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, flo
 
 // kAhead: asks for the weights of the next blocks meanwhile.
 template <int R, int NB, bool kAhead = false>
-DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int first_block) {
   const int col = first_block * kBlock;
   alignas(64) float sums[R * NB * kBlock];
   Bias bias{a.bias + col, 0};
@@ -359,59 +373,32 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
       acc[r][b] = _mm512_loadu_si512(a.correction + (first_block + b) * kBlock);
     }
   }
-  const uint8_t* w[NB];
-#pragma GCC unroll 2
-  for (int b = 0; b < NB; ++b) w[b] = a.w + (first_block + b) * a.w_stride;
-  const int64_t length = a.steps * 4;
-  for (int t = 0; t < a.taps; ++t) {
-    const int8_t* x[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
-    for (int64_t k = 0; k < length; k += 4) {
-      // One index register for all rows: left alone, the compiler keeps and increments a pointer a
-      // row, and the extra instructions cost the out-of-order window.
-      asm("" : "+r"(k));
-      __m512i wv[NB];
-#pragma GCC unroll 2
-      for (int b = 0; b < NB; ++b) {
-        wv[b] = _mm512_loadu_si512(w[b] + k * kBlock);
-        if constexpr (kAhead) {
-          _mm_prefetch(reinterpret_cast<const char*>(w[b] + NB * a.w_stride + k * kBlock),
-                       _MM_HINT_T1);
-        }
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512i xv = broadcast4(x[r] + k);
-#pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) acc[r][b] = _mm512_dpbusd_epi32(acc[r][b], wv[b], xv);
-      }
-    }
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
-  }
-  const auto finish = [&]<Finish kFinish>() __attribute__((always_inline)) {
-    one_zero ? finish_tile<R, NB, kFinish, true>(a, row, col, bias, acc)
-             : finish_tile<R, NB, kFinish, false>(a, row, col, bias, acc);
-  };
-  switch (how) {
+  // Made before the products, which hide it, and broadcast from memory, which takes no arithmetic
+  // unit.
+  alignas(64) int32_t pairs[kBlock];
+  _mm512_store_si512(pairs, row_pairs(a.row_sum + row, R));
+  asm("" : "+m"(pairs));
+  simd::with_bits(a.planes ? a.bits : 8, [&]<int kBits>() __attribute__((always_inline)) {
+    add_products<kBits, kAhead, R, NB>(a, row, first_block, acc);
+  });
+  switch (shared.finish) {
     case Finish::kBytes:
-      return finish.template operator()<Finish::kBytes>();
+      return finish_tile<R, NB, Finish::kBytes>(a, shared, row, col, bias, pairs, acc);
     case Finish::kResidual:
-      return finish.template operator()<Finish::kResidual>();
+      return finish_tile<R, NB, Finish::kResidual>(a, shared, row, col, bias, pairs, acc);
     case Finish::kFloat:
-      return finish.template operator()<Finish::kFloat>();
+      return finish_tile<R, NB, Finish::kFloat>(a, shared, row, col, bias, pairs, acc);
     case Finish::kScaled:
-      return finish_tile<R, NB, Finish::kScaled, false>(a, row, col, bias, acc);
+      return finish_tile<R, NB, Finish::kScaled>(a, shared, row, col, bias, pairs, acc);
     case Finish::kBiased:
-      return finish_tile<R, NB, Finish::kBiased, false>(a, row, col, bias, acc);
+      return finish_tile<R, NB, Finish::kBiased>(a, shared, row, col, bias, pairs, acc);
     case Finish::kGeneral:
       break;
   }
   __m512i all[R * NB];
 #pragma GCC unroll 16
   for (int i = 0; i < R * NB; ++i) all[i] = acc[i / NB][i % NB];
-  finish_units<NB>(a, row, R, col, bias, all);
+  finish_units<NB>(a, shared, row, R, col, bias, all);
 }
 
 // Weights that are read once an image come from beyond the second-level cache, which few rows do
@@ -420,20 +407,19 @@ DQ_INLINE void tile(const GemmS8Args& a, Finish how, bool one_zero, int64_t row,
 constexpr int64_t kFewRows = 256;
 
 template <int R>
-[[gnu::noinline]] void first_tile(const GemmS8Args& a, Finish how, bool one_zero, int block) {
-  tile<R, 2, true>(a, how, one_zero, 0, block);
+[[gnu::noinline]] void first_tile(const GemmS8Args& a, const Shared& shared, int block) {
+  tile<R, 2, true>(a, shared, 0, block);
 }
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
-  const Finish how = finish_of(a, block * kBlock, NB);
-  const bool one_zero = one_zero_point(a, block * kBlock, NB);
+  const Shared shared(a, block * kBlock, NB);
   const bool ahead = a.m <= kFewRows && a.taps == 1;
   simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) {
     if constexpr (NB == 2 && R >= 7) {
-      if (ahead && row == 0) return first_tile<R>(a, how, one_zero, block);
+      if (ahead && row == 0) return first_tile<R>(a, shared, block);
     }
-    tile<R, NB>(a, how, one_zero, row, block);
+    tile<R, NB>(a, shared, row, block);
   });
 }
 

@@ -10,6 +10,7 @@ const KernelTable* kernel_table_avx512vnni() {
     DQ_SET_ISA_KERNELS(table, avx512vnni);
     table.fuses_half_inputs = true;
     table.writes_windows = true;
+    table.reads_planes = true;
     table.gemm_f32 = avx512vnni::gemm_f32;
     table.f32_reads_bytes = true;
     table.lookup = avx512vnni::lookup;
