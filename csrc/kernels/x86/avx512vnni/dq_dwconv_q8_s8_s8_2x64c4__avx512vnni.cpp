@@ -9,6 +9,7 @@
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/dw_interleave.h"
 #include "kernels/x86/avx512vnni/dw_pairs.h"
+#include "kernels/x86/avx512vnni/dw_steps.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
@@ -354,11 +355,49 @@ Variant words_variant(const DwS8Args& a) {
   return bands_variant<kFactor, false>(a.kernel[0], one);
 }
 
+// What keeps the window in registers, with the plain int8 epilogue, or null.
+template <bool kFactor>
+Variant stream_variant(const DwS8Args& a) {
+  if (words_variant<kFactor>(a) == nullptr || !plain_int8(a) || a.kernel[0] != 3) return nullptr;
+  return a.stride[0] == 1 ? row_pairs : all_steps<kFactor>;
+}
+
 template <bool kFactor>
 Variant other_variant(const DwS8Args& a) {
   const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
                     a.dilation[0] == 1 && a.dilation[1] == 1;
   return pair ? pairs<kFactor> : singles<kFactor>;
+}
+
+// What one wide block of channels from k.c0 on needs; k.segments is known.
+void load_parameters(Wide& k) {
+  const DwS8Args& a = *k.a;
+  const int64_t taps = int64_t{(a.kernel[0] + 3) / 4} * a.kernel[1];
+  const int repeat = kLanes / k.segments, band = band_rows(a);
+  const int8_t* weight = a.weight + k.c0 * taps * 4;
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int j = 0; j < kLanes; ++j) {
+      k.weight[t * kLanes + j] =
+          lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups, repeat);
+    }
+  }
+  for (int row = 1; row < band; ++row) {
+    const auto shift = static_cast<unsigned>(8 * row * a.stride[0]);
+    for (int64_t i = 0; i < taps * kLanes; ++i) {
+      const int64_t above = i - a.kernel[1] * kLanes;
+      __m512i v = _mm512_slli_epi32(k.weight[i], shift);
+      if (above >= 0) v = _mm512_or_si512(v, _mm512_srli_epi32(k.weight[above], 32 - shift));
+      k.weight[row * taps * kLanes + i] = v;
+    }
+  }
+  for (int j = 0; j < kLanes; ++j) {
+    k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups, repeat);
+    k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups, repeat));
+    k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups, repeat));
+    if (a.window_factor != nullptr) {
+      k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
+    }
+  }
 }
 
 }  // namespace
@@ -373,55 +412,32 @@ size_t dw_s8_scratch(const DwS8Args& a) {
 
 void dw_s8(const DwS8Args& a) {
   const int row_groups = (a.kernel[0] + 3) / 4;
-  const int64_t taps = int64_t{row_groups} * a.kernel[1];
-  const int band = band_rows(a);
   Wide k{};
   k.a = &a;
   k.columns = static_cast<__m512i*>(a.scratch);
   k.weight = k.columns + row_groups * columns_of(a) * kLanes;
-  k.sums = k.weight + band * taps * kLanes;
+  k.sums = k.weight + band_rows(a) * row_groups * a.kernel[1] * kLanes;
   k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
   const bool factor = a.window_factor != nullptr;
   const Variant words = factor ? words_variant<true>(a) : words_variant<false>(a);
-  const bool by_pairs =
-      words != nullptr && a.kernel[0] == 3 && a.stride[0] == 1 && plain_int8(a) && a.out_w >= kX;
+  const Variant stream = factor ? stream_variant<true>(a) : stream_variant<false>(a);
   const Variant other = factor ? other_variant<true>(a) : other_variant<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
-    k.segments = words == nullptr || k.groups > (by_pairs ? 1 : 2) || a.out_w < 2 * kLanes
-                     ? 1
-                     : kLanes / k.groups;
-    k.out_w = (a.out_w + k.segments - 1) / k.segments;
-    const int repeat = kLanes / k.segments;
-    const int8_t* weight = a.weight + k.c0 * taps * 4;
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int j = 0; j < kLanes; ++j) {
-        k.weight[t * kLanes + j] =
-            lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups, repeat);
-      }
-    }
-    for (int row = 1; row < band; ++row) {
-      const auto shift = static_cast<unsigned>(8 * row * a.stride[0]);
-      for (int64_t i = 0; i < taps * kLanes; ++i) {
-        const int64_t above = i - a.kernel[1] * kLanes;
-        __m512i v = _mm512_slli_epi32(k.weight[i], shift);
-        if (above >= 0) v = _mm512_or_si512(v, _mm512_srli_epi32(k.weight[above], 32 - shift));
-        k.weight[row * taps * kLanes + i] = v;
-      }
-    }
-    for (int j = 0; j < kLanes; ++j) {
-      k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups, repeat);
-      k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups, repeat));
-      k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups, repeat));
-      if (a.window_factor != nullptr) {
-        k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
-      }
-    }
-    if (k.segments == 1 && by_pairs && row_pairs_fit(k)) {
-      row_pairs(k);
+    if (stream != nullptr) {
+      k.segments = segments_for(a, k.groups);
     } else {
+      k.segments = words == nullptr || k.groups > 2 || a.out_w < 2 * kLanes ? 1 : kLanes / k.groups;
+    }
+    load_parameters(k);
+    if (stream != nullptr && (stream == row_pairs ? row_pairs_fit(k) : steps_fit(k))) {
+      k.segment_step = a.out_w / k.segments;
+      k.out_w = a.out_w - (k.segments - 1) * k.segment_step;
+      stream(k);
+    } else {
+      k.out_w = (a.out_w + k.segments - 1) / k.segments;
       words != nullptr ? words(k) : other(k);
     }
   }

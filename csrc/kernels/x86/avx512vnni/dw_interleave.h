@@ -43,14 +43,15 @@ DQ_INLINE __m512i lanes_of(const void* base, int64_t group_bytes, int j, int gro
 struct Wide {
   const DwS8Args* a;
   int64_t c0;
-  int n;             // valid channels
-  int groups;        // valid 16-channel groups
-  int segments;      // 1, 2 or 4
-  int64_t out_w;     // outputs of a segment; the last one may have fewer
-  __m512i* columns;  // [row group][column][4]
-  __m256i* words;    // [output row of the band][column][4] int16 results
-  __m512i* sums;     // [column] of one vector of the quadruple, over the rows of the kernel
-  __m512i* weight;   // [output row of the band][row group][kw][4]
+  int n;                 // valid channels
+  int groups;            // valid 16-channel groups
+  int segments;          // 1, 2 or 4
+  int64_t out_w;         // outputs of a segment; the last one may have fewer, but not of streams:
+  int64_t segment_step;  // their segments start at multiples of this and may overlap
+  __m512i* columns;      // [row group][column][4]
+  __m256i* words;        // [output row of the band][column][4] int16 results
+  __m512i* sums;         // [column] of one vector of the quadruple, over the rows of the kernel
+  __m512i* weight;       // [output row of the band][row group][kw][4]
   __m512i correction[kLanes], factor[kLanes];
   __m512 scale[kLanes], bias[kLanes];
 };
