@@ -118,8 +118,7 @@ void store_words(const Wide& k, int64_t oy, int rows) {
     _mm512_store_si512(lanes, bytes_of(p));
     const int64_t row = p / k.out_w;
     for (int s = 0; s < k.segments; ++s) {
-      const int64_t x = s * k.out_w + p % k.out_w;
-      if (x >= a.out_w) break;
+      const int64_t x = s * k.segment_step + p % k.out_w;
       const auto* from = reinterpret_cast<const __m256i*>(lanes + s * (kWide / k.segments));
       // with four segments, only the lower half's mask is set
       _mm256_mask_storeu_epi8(out + (row * a.out_w + x) * a.out_stride, mask,
@@ -426,18 +425,13 @@ void dw_s8(const DwS8Args& a) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
-    if (stream != nullptr) {
-      k.segments = segments_for(a, k.groups);
-    } else {
-      k.segments = words == nullptr || k.groups > 2 || a.out_w < 2 * kLanes ? 1 : kLanes / k.groups;
-    }
+    k.segments = words != nullptr ? segments_for(a, k.groups) : 1;
+    k.segment_step = a.out_w / k.segments;
+    k.out_w = a.out_w - (k.segments - 1) * k.segment_step;
     load_parameters(k);
     if (stream != nullptr && (stream == row_pairs ? row_pairs_fit(k) : steps_fit(k))) {
-      k.segment_step = a.out_w / k.segments;
-      k.out_w = a.out_w - (k.segments - 1) * k.segment_step;
       stream(k);
     } else {
-      k.out_w = (a.out_w + k.segments - 1) / k.segments;
       words != nullptr ? words(k) : other(k);
     }
   }

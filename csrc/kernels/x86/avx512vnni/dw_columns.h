@@ -9,8 +9,8 @@ namespace defakeq::avx512vnni {
 
 namespace {
 
-// The columns of kRows input rows from row y0 on, in order; columns beside the image are padding.
-// Those of 64 channels:
+// The columns of kRows input rows from row y0 on, steps of the dilation, in order; columns beside
+// the image are padding. Those of 64 channels:
 template <int kRows>
 struct WholeRows {
   const int8_t *row[kRows], *real[kRows], *pad;
@@ -25,7 +25,7 @@ struct WholeRows {
     change = a.padding[1];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const int64_t y = y0 + r;
+      const int64_t y = y0 + r * int64_t{a.dilation[0]};
       const bool inside = y >= 0 && y < a.h;
       real[r] = inside ? a.x + y * a.w * a.x_stride + k.c0 : pad;
       real_step[r] = inside ? a.x_stride : 0;
@@ -77,7 +77,7 @@ struct PartRows {
     careful = false;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const int64_t y = y0 + r;
+      const int64_t y = y0 + r * int64_t{a.dilation[0]};
       const bool inside = y >= 0 && y < a.h;
       row[r] = inside ? a.x + (y * a.w - left) * a.x_stride + k.c0
                       : reinterpret_cast<const int8_t*>(padding);
@@ -135,6 +135,28 @@ struct PartRows {
 
 template <int kRows, int kSegments, bool kWhole>
 using Columns = std::conditional_t<kWhole, WholeRows<kRows>, PartRows<kRows, kSegments>>;
+
+template <int kSegments, bool kWhole>
+void interleave_rows(const Wide& k, int64_t y0, __m512i* to) {
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i pad = _mm512_set1_epi8(k.a->pad_value);
+  Columns<4, kSegments, kWhole> rows(k, &pad, y0);
+  const int64_t count = columns_of(k);
+  for (int64_t c = 0; c < count; ++c, to += kLanes) {
+    __m512i r[4];
+    rows.next(r);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) r[i] = _mm512_xor_si512(r[i], flip);
+    interleave_column(r[0], r[1], r[2], r[3], to);
+  }
+}
+
+// Interleaves the four rows from input row y0 on.
+inline void interleave(const Wide& k, int64_t y0, __m512i* to) {
+  if (k.segments == 4) return interleave_rows<4, false>(k, y0, to);
+  if (k.segments == 2) return interleave_rows<2, false>(k, y0, to);
+  k.n == kWide ? interleave_rows<1, true>(k, y0, to) : interleave_rows<1, false>(k, y0, to);
+}
 
 // Half of the quadruple that interleave_column() makes.
 template <int kHalf>
