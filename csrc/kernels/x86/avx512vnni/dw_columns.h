@@ -17,17 +17,19 @@ struct WholeRows {
   int64_t step[kRows], real_step[kRows];
   int64_t column, change, right;
 
-  DQ_MEMBER WholeRows(const Wide& k, const __m512i* padding, int64_t y0) {
+  DQ_MEMBER WholeRows(const Wide& k, const __m512i* padding, int64_t y0, int64_t from = 0) {
     const DwS8Args& a = *k.a;
     pad = reinterpret_cast<const int8_t*>(padding);
     right = a.w + a.padding[1] < columns_of(k) ? a.w + a.padding[1] : columns_of(k);
-    column = 0;
-    change = a.padding[1];
+    column = from;
+    // past the image's first column, that is where they begin
+    const int64_t skipped = from > a.padding[1] ? from - a.padding[1] : 0;
+    change = a.padding[1] + skipped;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const int64_t y = y0 + r * int64_t{a.dilation[0]};
       const bool inside = y >= 0 && y < a.h;
-      real[r] = inside ? a.x + y * a.w * a.x_stride + k.c0 : pad;
+      real[r] = inside ? a.x + (y * a.w + skipped) * a.x_stride + k.c0 : pad;
       real_step[r] = inside ? a.x_stride : 0;
       row[r] = pad;
       step[r] = 0;
@@ -60,7 +62,7 @@ struct PartRows {
   __mmask64 all, begin, end;  // bytes: all; those of the first and of the last segment
   __m512i pad;
 
-  DQ_MEMBER PartRows(const Wide& k, const __m512i* padding, int64_t y0) {
+  DQ_MEMBER PartRows(const Wide& k, const __m512i* padding, int64_t y0, int64_t from = 0) {
     constexpr int kBytes = kWide / kSegments;
     const DwS8Args& a = *k.a;
     pad = *padding;
@@ -73,13 +75,13 @@ struct PartRows {
     }
     left = a.padding[1];
     right = a.w + a.padding[1] - (kSegments - 1) * k.segment_step * a.stride[1];
-    column = 0;
+    column = from;
     careful = false;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const int64_t y = y0 + r * int64_t{a.dilation[0]};
       const bool inside = y >= 0 && y < a.h;
-      row[r] = inside ? a.x + (y * a.w - left) * a.x_stride + k.c0
+      row[r] = inside ? a.x + (y * a.w - left + from) * a.x_stride + k.c0
                       : reinterpret_cast<const int8_t*>(padding);
       step[r] = inside ? a.x_stride : 0;
       segment[r] = inside ? k.segment_step * a.stride[1] * a.x_stride : 0;
@@ -137,11 +139,10 @@ template <int kRows, int kSegments, bool kWhole>
 using Columns = std::conditional_t<kWhole, WholeRows<kRows>, PartRows<kRows, kSegments>>;
 
 template <int kSegments, bool kWhole>
-void interleave_rows(const Wide& k, int64_t y0, __m512i* to) {
+void interleave_rows(const Wide& k, int64_t y0, int64_t from, int64_t count, __m512i* to) {
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
   const __m512i pad = _mm512_set1_epi8(k.a->pad_value);
-  Columns<4, kSegments, kWhole> rows(k, &pad, y0);
-  const int64_t count = columns_of(k);
+  Columns<4, kSegments, kWhole> rows(k, &pad, y0, from);
   for (int64_t c = 0; c < count; ++c, to += kLanes) {
     __m512i r[4];
     rows.next(r);
@@ -151,11 +152,12 @@ void interleave_rows(const Wide& k, int64_t y0, __m512i* to) {
   }
 }
 
-// Interleaves the four rows from input row y0 on.
-inline void interleave(const Wide& k, int64_t y0, __m512i* to) {
-  if (k.segments == 4) return interleave_rows<4, false>(k, y0, to);
-  if (k.segments == 2) return interleave_rows<2, false>(k, y0, to);
-  k.n == kWide ? interleave_rows<1, true>(k, y0, to) : interleave_rows<1, false>(k, y0, to);
+// Interleaves `count` columns of the four rows from input row y0 on.
+inline void interleave(const Wide& k, int64_t y0, int64_t from, int64_t count, __m512i* to) {
+  if (k.segments == 4) return interleave_rows<4, false>(k, y0, from, count, to);
+  if (k.segments == 2) return interleave_rows<2, false>(k, y0, from, count, to);
+  k.n == kWide ? interleave_rows<1, true>(k, y0, from, count, to)
+               : interleave_rows<1, false>(k, y0, from, count, to);
 }
 
 // Half of the quadruple that interleave_column() makes.

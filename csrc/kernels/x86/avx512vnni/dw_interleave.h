@@ -84,16 +84,16 @@ DQ_INLINE void in_order(const __m512 (&y)[kLanes], __m512 (&natural)[kLanes]) {
   natural[3] = _mm512_shuffle_f32x4(b01, b23, 0xdd);
 }
 
-// Four channels of every lane of vector j as floats, where output ox of each segment of a row is.
-DQ_INLINE void store_floats(const Wide& k, float* row, int64_t ox, int j, __m512 y) {
+// Four channels of every lane of vector j as floats, into a pixel of every segment.
+DQ_INLINE void store_floats(const Wide& k, float* pixel, int j, __m512 y) {
   const DwS8Args& a = *k.a;
   const int wide = kLanes / k.segments;
   const auto store = [&]<int L>() __attribute__((always_inline)) {
-    const int64_t x = L / wide * k.segment_step + ox;
+    float* to = pixel + L / wide * k.segment_step * a.out_stride;
     const int64_t channel = L % wide * kBlock + 4 * j, left = k.n - channel;
     if (left <= 0) return;
     const auto mask = static_cast<__mmask8>(left >= 4 ? 0xf : (1 << left) - 1);
-    _mm_mask_storeu_ps(row + x * a.out_stride + channel, mask, _mm512_extractf32x4_ps(y, L));
+    _mm_mask_storeu_ps(to + channel, mask, _mm512_extractf32x4_ps(y, L));
   };
   store.template operator()<0>();
   store.template operator()<1>();
