@@ -424,15 +424,17 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
 // The geometry of a depthwise convolution with at least one output; returns its output height.
 template <class Args>
 int64_t random_geometry(Args& a, Random& random) {
-  const bool square3 = random.once_in(3);
+  const bool square3 = random.once_in(2);
+  const int32_t stride3 = random.once_in(3) ? 2 : 1;
+  const bool wide = random.once_in(3);  // rows that take several segments
   int64_t out[2];
   do {
     a.h = random.between(1, 11);
-    a.w = random.between(1, 11);
+    a.w = wide ? random.between(12, 40) : random.between(1, 11);
     const int64_t in[2] = {a.h, a.w};
     for (int d = 0; d < 2; ++d) {
       a.kernel[d] = square3 ? 3 : static_cast<int32_t>(random.between(1, 7));
-      a.stride[d] = square3 ? 1 : static_cast<int32_t>(random.one_of({1, 1, 2, 3}));
+      a.stride[d] = square3 ? stride3 : static_cast<int32_t>(random.one_of({1, 1, 2, 3}));
       a.dilation[d] = square3 ? 1 : static_cast<int32_t>(random.one_of({1, 1, 2}));
       a.padding[d] = static_cast<int32_t>(random.between(0, 4));
       const int64_t reach = int64_t{a.kernel[d] - 1} * a.dilation[d];
@@ -483,9 +485,11 @@ void check_dw_s8(const KernelTable& isa, Random& random, int) {
   a.weight = weight.data();
   const std::vector<int32_t> correction =
       random.integers<int32_t>(blocks * kBlock, -(1 << 20), 1 << 20);
-  const std::vector<int32_t> factor = random.integers<int32_t>(blocks * kBlock, -255, 255);
+  // what zero points of 8 bits leave, up to 128, and more
+  const int32_t least = random.once_in(3) ? -255 : -128, most = random.one_of({127, 128, 255});
+  const std::vector<int32_t> factor = random.integers<int32_t>(blocks * kBlock, least, most);
   a.correction = correction.data();
-  a.window_factor = random.once_in(3) ? factor.data() : nullptr;
+  a.window_factor = random.once_in(2) ? factor.data() : nullptr;
   const Lanes l = random_lanes(random, 1, blocks * kBlock,
                                64.0f * 128.0f * static_cast<float>(a.kernel[0] * a.kernel[1]));
   a.scale = l.scale.data();

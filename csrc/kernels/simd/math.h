@@ -4,6 +4,7 @@
 #pragma once
 
 #define DQ_INLINE static inline __attribute__((always_inline))
+#define DQ_MEMBER inline __attribute__((always_inline))
 
 namespace defakeq::simd {
 

@@ -9,6 +9,7 @@
 #include "kernels/simd/tiles.h"
 #include "kernels/x86/avx512vnni/dw_interleave.h"
 #include "kernels/x86/avx512vnni/dw_pairs.h"
+#include "kernels/x86/avx512vnni/dw_steps.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
 
@@ -88,43 +89,38 @@ DQ_INLINE void pair_dots(const Wide& k, int64_t ox, __m512i (&acc)[2][kLanes]) {
   }
 }
 
-// The int16 results of `rows` output rows from oy on become bytes.
-void store_words(const Wide& k, int64_t oy, int rows) {
+// Outputs of a band that are computed at a time: as many as leave their columns in the L1 cache.
+struct Piece {
+  int64_t oy, x;  // of the first
+  int rows;
+  int64_t width;
+};
+
+template <int kSegments, bool kWhole>
+void store_words(const Wide& k, const Piece& piece) {
   const DwS8Args& a = *k.a;
   const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point));
   // dword 4 l + j of the output is channels 16 l + 4 j .. + 3
   const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
-  static constexpr int8_t kNoTable[256] = {};
-  const bool looks_up = a.post.table != nullptr;
-  const Lookup lookup(looks_up ? a.post.table : kNoTable);
-  const auto bytes_of = [&](int64_t p) __attribute__((always_inline)) {
-    const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes), zero_point);
-    const __m512i up = _mm512_adds_epi16(_mm512_loadu_si512(k.words + p * kLanes + 2), zero_point);
-    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
-    return looks_up ? lookup(bytes) : bytes;
-  };
-  int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
-  if (k.segments == 1) {
-    const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
-    for (int64_t p = 0; p < rows * a.out_w; ++p, out += a.out_stride) {
-      _mm512_mask_storeu_epi8(out, mask, bytes_of(p));
-    }
-    return;
-  }
-  const __mmask32 mask = k.n >= 32 ? ~__mmask32{0} : (__mmask32{1} << k.n) - 1;
-  for (int64_t p = 0; p < rows * k.out_w; ++p) {
-    alignas(64) int8_t lanes[kWide];
-    _mm512_store_si512(lanes, bytes_of(p));
-    const int64_t row = p / k.out_w;
-    for (int s = 0; s < k.segments; ++s) {
-      const int64_t x = s * k.out_w + p % k.out_w;
-      if (x >= a.out_w) break;
-      const auto* from = reinterpret_cast<const __m256i*>(lanes + s * (kWide / k.segments));
-      // with four segments, only the lower half's mask is set
-      _mm256_mask_storeu_epi8(out + (row * a.out_w + x) * a.out_stride, mask,
-                              _mm256_maskz_loadu_epi8(mask, from));
+  const Finish finish(a.post);
+  const __m256i* words = k.words;
+  for (int row = 0; row < piece.rows; ++row) {
+    int8_t* out =
+        static_cast<int8_t*>(a.out) + k.c0 + ((piece.oy + row) * a.out_w + piece.x) * a.out_stride;
+    for (int64_t x = 0; x < piece.width; ++x, words += kLanes, out += a.out_stride) {
+      const __m512i low = _mm512_adds_epi16(_mm512_loadu_si512(words), zero_point);
+      const __m512i up = _mm512_adds_epi16(_mm512_loadu_si512(words + 2), zero_point);
+      const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, up));
+      store_pixel<kSegments, kWhole>(k, out, finish(bytes));
     }
   }
+}
+
+// The int16 results of a piece become bytes.
+void store_words(const Wide& k, const Piece& piece) {
+  if (k.segments == 4) return store_words<4, false>(k, piece);
+  if (k.segments == 2) return store_words<2, false>(k, piece);
+  k.n == kWide ? store_words<1, true>(k, piece) : store_words<1, false>(k, piece);
 }
 
 // The epilogue needs nothing but bias, relu and bytes.
@@ -139,7 +135,7 @@ template <bool kFactor>
 void pairs(const Wide& k) {
   const DwS8Args& a = *k.a;
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
-    interleave(k, oy - a.padding[0], k.columns);
+    interleave(k, oy - a.padding[0], 0, columns_of(a), k.columns);
     const bool second = oy + 1 < a.oy1;
     for (int64_t ox = 0; ox < a.out_w; ++ox) {
       __m512i acc[2][kLanes];
@@ -153,10 +149,10 @@ void pairs(const Wide& k) {
 // Row `row` of the band from output row oy on with the plain epilogue, one vector of the quadruple:
 // up to 8 adjacent outputs share the loads of weights and columns.
 template <int kKernel, int kStride, bool kFactor, bool kFloat>
-void band_words(const Wide& k, int64_t oy, int row, int j) {
+void band_words(const Wide& k, const Piece& piece, int row, int j) {
   constexpr int kGroups = (kKernel + 3) / 4;
   const DwS8Args& a = *k.a;
-  const int64_t count = columns_of(k);
+  const int64_t count = (piece.width - 1) * kStride + kKernel;
   const __m512i* w = k.weight + row * kGroups * kKernel * kLanes + j;
   const __m512i* columns = k.columns + j;
   const __m512i correction = k.correction[j], factor = k.factor[j];
@@ -182,9 +178,10 @@ void band_words(const Wide& k, int64_t oy, int row, int j) {
       k.sums[c] = sum;
     }
   }
-  __m256i* words = k.words + row * k.out_w * kLanes + j;
-  float* floats = static_cast<float*>(a.out) + (oy + row) * a.out_w * a.out_stride + k.c0;
-  simd::for_tiles<8>(k.out_w, [&]<int kX>(int64_t ox) {
+  __m256i* words = k.words + row * piece.width * kLanes + j;
+  float* floats =
+      static_cast<float*>(a.out) + k.c0 + ((piece.oy + row) * a.out_w + piece.x) * a.out_stride;
+  simd::for_tiles<8>(piece.width, [&]<int kX>(int64_t ox) {
     __m512i acc[kX];
 #pragma GCC unroll 8
     for (int i = 0; i < kX; ++i) acc[i] = correction;
@@ -226,7 +223,7 @@ void band_words(const Wide& k, int64_t oy, int row, int j) {
         if (k.n == kWide) {
           _mm512_storeu_ps(floats + (ox + i) * a.out_stride + j * kBlock, y);
         } else {
-          store_floats(k, floats, ox + i, j, y);
+          store_floats(k, floats + (ox + i) * a.out_stride, j, y);
         }
       } else {
         words[(ox + i) * kLanes] = _mm512_cvtsepi32_epi16(Vec::rne(_mm512_min_ps(high, y)));
@@ -235,11 +232,12 @@ void band_words(const Wide& k, int64_t oy, int row, int j) {
   });
 }
 
-// Puts the quadruples of `rows` output rows from oy on in order.
-void order_floats(const Wide& k, int64_t oy, int rows) {
+// Puts the quadruples of a piece in order.
+void order_floats(const Wide& k, const Piece& piece) {
   const DwS8Args& a = *k.a;
-  float* out = static_cast<float*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
-  for (int64_t p = 0; p < rows * a.out_w; ++p, out += a.out_stride) {
+  for (int64_t i = 0; i < piece.rows * piece.width; ++i) {
+    const int64_t row = piece.oy + i / piece.width, x = piece.x + i % piece.width;
+    float* out = static_cast<float*>(a.out) + (row * a.out_w + x) * a.out_stride + k.c0;
     __m512 y[kLanes], natural[kLanes];
 #pragma GCC unroll 4
     for (int j = 0; j < kLanes; ++j) y[j] = _mm512_loadu_ps(out + j * kBlock);
@@ -252,23 +250,28 @@ void order_floats(const Wide& k, int64_t oy, int rows) {
 // All output rows that read the same interleaved rows.
 template <int kKernel, int kStride, bool kFactor, bool kFloat>
 void bands(const Wide& k) {
+  constexpr int64_t kWidth = 16 / kStride;
   const DwS8Args& a = *k.a;
-  const int64_t group = columns_of(k) * kLanes;
   const int band = band_rows(a);
   for (int64_t oy = a.oy0; oy < a.oy1; oy += band) {
-    const int rows = static_cast<int>(a.oy1 - oy < band ? a.oy1 - oy : band);
-    for (int g = 0; g < (kKernel + 3) / 4; ++g) {
-      interleave(k, oy * kStride - a.padding[0] + 4 * g, k.columns + g * group);
-    }
-    for (int j = 0; j < kLanes; ++j) {
-      for (int row = 0; row < rows; ++row) {
-        band_words<kKernel, kStride, kFactor, kFloat>(k, oy, row, j);
+    for (int64_t x = 0; x < k.out_w; x += kWidth) {
+      const Piece piece = {oy, x, static_cast<int>(a.oy1 - oy < band ? a.oy1 - oy : band),
+                           k.out_w - x < kWidth ? k.out_w - x : kWidth};
+      const int64_t count = (piece.width - 1) * kStride + kKernel;
+      for (int g = 0; g < (kKernel + 3) / 4; ++g) {
+        interleave(k, oy * kStride - a.padding[0] + 4 * g, x * kStride, count,
+                   k.columns + g * count * kLanes);
       }
-    }
-    if constexpr (!kFloat) {
-      store_words(k, oy, rows);
-    } else if (k.n == kWide) {
-      order_floats(k, oy, rows);
+      for (int j = 0; j < kLanes; ++j) {
+        for (int row = 0; row < piece.rows; ++row) {
+          band_words<kKernel, kStride, kFactor, kFloat>(k, piece, row, j);
+        }
+      }
+      if constexpr (!kFloat) {
+        store_words(k, piece);
+      } else if (k.n == kWide) {
+        order_floats(k, piece);
+      }
     }
   }
 }
@@ -280,7 +283,7 @@ void singles(const Wide& k) {
   const int64_t count = columns_of(a);
   for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
     for (int g = 0; g < row_groups; ++g) {
-      interleave(k, oy * a.stride[0] - a.padding[0] + int64_t{4 * g} * a.dilation[0],
+      interleave(k, oy * a.stride[0] - a.padding[0] + int64_t{4 * g} * a.dilation[0], 0, count,
                  k.columns + g * count * kLanes);
     }
     for (int64_t ox = 0; ox < a.out_w; ++ox) {
@@ -354,11 +357,49 @@ Variant words_variant(const DwS8Args& a) {
   return bands_variant<kFactor, false>(a.kernel[0], one);
 }
 
+// What keeps the window in registers, with the plain int8 epilogue, or null.
+template <bool kFactor>
+Variant stream_variant(const DwS8Args& a) {
+  if (words_variant<kFactor>(a) == nullptr || !plain_int8(a) || a.kernel[0] != 3) return nullptr;
+  return a.stride[0] == 1 ? row_pairs : all_steps<kFactor>;
+}
+
 template <bool kFactor>
 Variant other_variant(const DwS8Args& a) {
   const bool pair = a.kernel[0] == 3 && a.kernel[1] == 3 && a.stride[0] == 1 && a.stride[1] == 1 &&
                     a.dilation[0] == 1 && a.dilation[1] == 1;
   return pair ? pairs<kFactor> : singles<kFactor>;
+}
+
+// What one wide block of channels from k.c0 on needs; k.segments is known.
+void load_parameters(Wide& k) {
+  const DwS8Args& a = *k.a;
+  const int64_t taps = int64_t{(a.kernel[0] + 3) / 4} * a.kernel[1];
+  const int repeat = kLanes / k.segments, band = band_rows(a);
+  const int8_t* weight = a.weight + k.c0 * taps * 4;
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int j = 0; j < kLanes; ++j) {
+      k.weight[t * kLanes + j] =
+          lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups, repeat);
+    }
+  }
+  for (int row = 1; row < band; ++row) {
+    const auto shift = static_cast<unsigned>(8 * row * a.stride[0]);
+    for (int64_t i = 0; i < taps * kLanes; ++i) {
+      const int64_t above = i - a.kernel[1] * kLanes;
+      __m512i v = _mm512_slli_epi32(k.weight[i], shift);
+      if (above >= 0) v = _mm512_or_si512(v, _mm512_srli_epi32(k.weight[above], 32 - shift));
+      k.weight[row * taps * kLanes + i] = v;
+    }
+  }
+  for (int j = 0; j < kLanes; ++j) {
+    k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups, repeat);
+    k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups, repeat));
+    k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups, repeat));
+    if (a.window_factor != nullptr) {
+      k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
+    }
+  }
 }
 
 }  // namespace
@@ -373,54 +414,26 @@ size_t dw_s8_scratch(const DwS8Args& a) {
 
 void dw_s8(const DwS8Args& a) {
   const int row_groups = (a.kernel[0] + 3) / 4;
-  const int64_t taps = int64_t{row_groups} * a.kernel[1];
-  const int band = band_rows(a);
   Wide k{};
   k.a = &a;
   k.columns = static_cast<__m512i*>(a.scratch);
   k.weight = k.columns + row_groups * columns_of(a) * kLanes;
-  k.sums = k.weight + band * taps * kLanes;
+  k.sums = k.weight + band_rows(a) * row_groups * a.kernel[1] * kLanes;
   k.words = reinterpret_cast<__m256i*>(k.sums + columns_of(a));
   const bool factor = a.window_factor != nullptr;
   const Variant words = factor ? words_variant<true>(a) : words_variant<false>(a);
-  const bool by_pairs =
-      words != nullptr && a.kernel[0] == 3 && a.stride[0] == 1 && plain_int8(a) && a.out_w >= kX;
+  const Variant stream = factor ? stream_variant<true>(a) : stream_variant<false>(a);
   const Variant other = factor ? other_variant<true>(a) : other_variant<false>(a);
   for (k.c0 = 0; k.c0 < a.channels; k.c0 += kWide) {
     const int64_t left = a.channels - k.c0;
     k.n = static_cast<int>(left < kWide ? left : kWide);
     k.groups = (k.n + kBlock - 1) / kBlock;
-    k.segments = words == nullptr || k.groups > (by_pairs ? 1 : 2) || a.out_w < 2 * kLanes
-                     ? 1
-                     : kLanes / k.groups;
-    k.out_w = (a.out_w + k.segments - 1) / k.segments;
-    const int repeat = kLanes / k.segments;
-    const int8_t* weight = a.weight + k.c0 * taps * 4;
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int j = 0; j < kLanes; ++j) {
-        k.weight[t * kLanes + j] =
-            lanes_of(weight + t * kBlock * 4, taps * kBlock * 4, j, k.groups, repeat);
-      }
-    }
-    for (int row = 1; row < band; ++row) {
-      const auto shift = static_cast<unsigned>(8 * row * a.stride[0]);
-      for (int64_t i = 0; i < taps * kLanes; ++i) {
-        const int64_t above = i - a.kernel[1] * kLanes;
-        __m512i v = _mm512_slli_epi32(k.weight[i], shift);
-        if (above >= 0) v = _mm512_or_si512(v, _mm512_srli_epi32(k.weight[above], 32 - shift));
-        k.weight[row * taps * kLanes + i] = v;
-      }
-    }
-    for (int j = 0; j < kLanes; ++j) {
-      k.correction[j] = lanes_of(a.correction + k.c0, kBlock * 4, j, k.groups, repeat);
-      k.scale[j] = _mm512_castsi512_ps(lanes_of(a.scale + k.c0, kBlock * 4, j, k.groups, repeat));
-      k.bias[j] = _mm512_castsi512_ps(lanes_of(a.bias + k.c0, kBlock * 4, j, k.groups, repeat));
-      if (a.window_factor != nullptr) {
-        k.factor[j] = lanes_of(a.window_factor + k.c0, kBlock * 4, j, k.groups, repeat);
-      }
-    }
-    if (k.segments == 1 && by_pairs && row_pairs_fit(k)) {
-      row_pairs(k);
+    k.segments = words != nullptr ? segments_for(a, k.groups) : 1;
+    k.segment_step = a.out_w / k.segments;
+    k.out_w = a.out_w - (k.segments - 1) * k.segment_step;
+    load_parameters(k);
+    if (stream != nullptr && (stream == row_pairs ? row_pairs_fit(k) : steps_fit(k))) {
+      stream(k);
     } else {
       words != nullptr ? words(k) : other(k);
     }

@@ -43,14 +43,15 @@ DQ_INLINE __m512i lanes_of(const void* base, int64_t group_bytes, int j, int gro
 struct Wide {
   const DwS8Args* a;
   int64_t c0;
-  int n;             // valid channels
-  int groups;        // valid 16-channel groups
-  int segments;      // 1, 2 or 4
-  int64_t out_w;     // outputs of a segment; the last one may have fewer
-  __m512i* columns;  // [row group][column][4]
-  __m256i* words;    // [output row of the band][column][4] int16 results
-  __m512i* sums;     // [column] of one vector of the quadruple, over the rows of the kernel
-  __m512i* weight;   // [output row of the band][row group][kw][4]
+  int n;                 // valid channels
+  int groups;            // valid 16-channel groups
+  int segments;          // 1, 2 or 4
+  int64_t out_w;         // outputs of a segment; the last one may have fewer, but not of streams:
+  int64_t segment_step;  // their segments start at multiples of this and may overlap
+  __m512i* columns;      // [row group][column][4]
+  __m256i* words;        // [output row of the band][column][4] int16 results
+  __m512i* sums;         // [column] of one vector of the quadruple, over the rows of the kernel
+  __m512i* weight;       // [output row of the band][row group][kw][4]
   __m512i correction[kLanes], factor[kLanes];
   __m512 scale[kLanes], bias[kLanes];
 };
@@ -71,80 +72,6 @@ DQ_INLINE void interleave_column(__m512i r0, __m512i r1, __m512i r2, __m512i r3,
   out[3] = _mm512_unpackhi_epi16(hi01, hi23);
 }
 
-// The same four rows, of two or four segments.
-inline void interleave_segments(const Wide& k, int64_t iy, __m512i* columns) {
-  const DwS8Args& a = *k.a;
-  const int64_t count = columns_of(k), step = k.out_w * a.stride[1];
-  const int wide = kLanes / k.segments;
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  const __m128i pad = _mm_set1_epi8(a.pad_value);
-  __mmask16 mask[kLanes];
-  int64_t group[kLanes], left[kLanes];  // of a lane: its first channel, its first column's pixel
-  for (int l = 0; l < kLanes; ++l) {
-    group[l] = l % wide * kBlock;
-    left[l] = l / wide * step - a.padding[1];
-    const int64_t there = k.n - group[l];
-    mask[l] = static_cast<__mmask16>(there >= kBlock ? 0xffff : there > 0 ? (1 << there) - 1 : 0);
-  }
-  for (int64_t c = 0; c < count; ++c) {
-    const bool whole = left[0] + c >= 0 && left[kLanes - 1] + c < a.w;
-    __m512i rows[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const int64_t y = iy + int64_t{j} * a.dilation[0];
-      const bool inside = y >= 0 && y < a.h;
-      const int8_t* row = a.x + y * a.w * a.x_stride + k.c0;
-      const auto chunk = [&](int l) __attribute__((always_inline)) {
-        const int64_t pixel = left[l] + c;
-        if (!inside || (!whole && (pixel < 0 || pixel >= a.w))) return pad;
-        return _mm_maskz_loadu_epi8(mask[l], row + pixel * a.x_stride + group[l]);
-      };
-      __m512i v = _mm512_castsi128_si512(chunk(0));
-      v = _mm512_inserti32x4(v, chunk(1), 1);
-      v = _mm512_inserti32x4(v, chunk(2), 2);
-      rows[j] = _mm512_xor_si512(_mm512_inserti32x4(v, chunk(3), 3), flip);
-    }
-    interleave_column(rows[0], rows[1], rows[2], rows[3], columns + c * kLanes);
-  }
-}
-
-// Interleaves the four rows from input row iy on (steps of the dilation).
-inline void interleave(const Wide& k, int64_t iy, __m512i* columns) {
-  if (k.segments > 1) return interleave_segments(k, iy, columns);
-  const DwS8Args& a = *k.a;
-  const int64_t count = columns_of(a);
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  const __m512i pad = _mm512_xor_si512(_mm512_set1_epi8(a.pad_value), flip);
-  const __mmask64 mask = k.n == kWide ? ~__mmask64{0} : (__mmask64{1} << k.n) - 1;
-  const int64_t left = a.padding[1] < count ? a.padding[1] : count;
-  const int64_t right = a.w + a.padding[1] < count ? a.w + a.padding[1] : count;
-  for (int64_t c = 0; c < left * kLanes; ++c) columns[c] = pad;
-  for (int64_t c = right * kLanes; c < count * kLanes; ++c) columns[c] = pad;
-  const int8_t* row[4];
-  bool inside[4];
-  for (int j = 0; j < 4; ++j) {
-    const int64_t y = iy + int64_t{j} * a.dilation[0];
-    inside[j] = y >= 0 && y < a.h;
-    row[j] = inside[j] ? a.x + y * a.w * a.x_stride + k.c0 : nullptr;
-  }
-  const auto body = [&](auto load) __attribute__((always_inline)) {
-    for (int64_t c = left; c < right; ++c) {
-      const int64_t at = (c - a.padding[1]) * a.x_stride;
-      const __m512i r0 = load(0, at), r1 = load(1, at), r2 = load(2, at), r3 = load(3, at);
-      interleave_column(r0, r1, r2, r3, columns + c * kLanes);
-    }
-  };
-  if (k.n == kWide && inside[0] && inside[1] && inside[2] && inside[3]) {
-    body([&](int j, int64_t at) __attribute__((always_inline)) {
-      return _mm512_xor_si512(_mm512_loadu_si512(row[j] + at), flip);
-    });
-  } else {
-    body([&](int j, int64_t at) __attribute__((always_inline)) {
-      return inside[j] ? _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row[j] + at), flip) : pad;
-    });
-  }
-}
-
 // A quadruple of floats in the order of the channels: its lanes transposed.
 DQ_INLINE void in_order(const __m512 (&y)[kLanes], __m512 (&natural)[kLanes]) {
   const __m512 a01 = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
@@ -157,16 +84,16 @@ DQ_INLINE void in_order(const __m512 (&y)[kLanes], __m512 (&natural)[kLanes]) {
   natural[3] = _mm512_shuffle_f32x4(b01, b23, 0xdd);
 }
 
-// Four channels of every lane of vector j as floats, where output ox of each segment of a row is.
-DQ_INLINE void store_floats(const Wide& k, float* row, int64_t ox, int j, __m512 y) {
+// Four channels of every lane of vector j as floats, into a pixel of every segment.
+DQ_INLINE void store_floats(const Wide& k, float* pixel, int j, __m512 y) {
   const DwS8Args& a = *k.a;
   const int wide = kLanes / k.segments;
   const auto store = [&]<int L>() __attribute__((always_inline)) {
-    const int64_t x = L / wide * k.out_w + ox;
+    float* to = pixel + L / wide * k.segment_step * a.out_stride;
     const int64_t channel = L % wide * kBlock + 4 * j, left = k.n - channel;
-    if (x >= a.out_w || left <= 0) return;
+    if (left <= 0) return;
     const auto mask = static_cast<__mmask8>(left >= 4 ? 0xf : (1 << left) - 1);
-    _mm_mask_storeu_ps(row + x * a.out_stride + channel, mask, _mm512_extractf32x4_ps(y, L));
+    _mm_mask_storeu_ps(to + channel, mask, _mm512_extractf32x4_ps(y, L));
   };
   store.template operator()<0>();
   store.template operator()<1>();
