@@ -88,7 +88,7 @@ def compress(
             for real and 1 for forged, or batches of either. 256 images are a good number.
         size: bytes of the file at most, as a part of four bytes for each parameter and buffer.
         latency: microseconds of an image at most; needs `latency_table`.
-        preset: "default", "paper", or a `Preset`.
+        preset: "default", "quick" (the same with few steps of tuning), "paper", or a `Preset`.
         prune: whether redundant channels may go, where the preset lets them.
         veft: whether the model is fine-tuned, and some channels restored to half precision.
         seed: of every choice; the same seed and machine give the same file.
