@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,8 @@ def test_report_says_what_was_done(made):
     assert report["part"] == report["size"] / report["checkpoint"] <= 0.15
     assert set(report["hurt_most"]) <= set(names)
     assert sum(layer["hurt"] for layer in report["layers"]) == pytest.approx(1.0)
+    assert all(layer["fisher"] > 0 for layer in report["layers"])
+    assert set(report["processor_seconds"]) == set(report["seconds"])
     calibration = report["calibration"]
     assert 0 <= calibration["auc_float"] <= 1
     assert 0 <= calibration["auc_model"] <= 1
@@ -145,27 +148,84 @@ class _Killed(BaseException):
     pass
 
 
-def test_killed_run_continues(made, data, tmp_path, monkeypatch):
-    stage = 4
+@pytest.mark.parametrize("stage", ["statistics", "alignment", "files"])
+def test_killed_run_continues(stage, made, data, tmp_path, monkeypatch):
     saved: list[str] = []
     original = workdir.WorkDir.save
 
     def save(self, name, value):
-        if len(saved) == stage:
+        if name == stage:
             raise _Killed
         original(self, name, value)
         saved.append(name)
 
+    def report_of(*_):
+        raise _Killed
+
     monkeypatch.setattr(workdir.WorkDir, "save", save)
-    with pytest.raises(_Killed):
-        _run(Residual(48), data, work=tmp_path)
-    assert len(list(tmp_path.glob("*.stage"))) == stage
+    with monkeypatch.context() as patch:
+        if stage == "files":
+            patch.setattr("defakeq.compress.report.made", report_of)
+        with pytest.raises(_Killed):
+            _run(Residual(48), data, work=tmp_path)
+    assert len(list(tmp_path.glob("*.stage"))) == len(saved)
     first = list(saved)
     saved.clear()
-    stage = -1
+    stage = ""
     found = _run(Residual(48), data, work=tmp_path)
     assert not set(first) & set(saved)  # nothing was made twice
     assert _bytes(found.model) == _bytes(made.model)
+
+
+_DEATH = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from compress_models import Residual, images
+from test_compress import QUICK
+import defakeq
+
+real = torch.save
+
+def save(value, file):
+    if os.path.exists(os.path.join(sys.argv[1], "block000.stage")):
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(value, file)
+
+torch.save = save
+defakeq.compress(
+    Residual(48), images(), size=0.15, preset=QUICK, progress=False, work=sys.argv[1]
+)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_process_that_dies_while_writing_loses_nothing(made, data, tmp_path):
+    died = _alone(_DEATH, tmp_path)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.stage")}
+    assert set(times) == {"statistics.stage", "allocation.stage", "block000.stage"}
+    found = _run(Residual(48), data, work=tmp_path)
+    assert _bytes(found.model) == _bytes(made.model)
+    assert all((tmp_path / name).stat().st_mtime_ns == then for name, then in times.items())
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def _alone(script, *arguments):
+    """Runs a script in a process of its own, with this folder's modules."""
+    paths = [str(Path(__file__).parent), *sys.path]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def test_other_arguments_start_anew(tmp_path):
@@ -364,6 +424,34 @@ def test_command_line(pictures, tmp_path, monkeypatch):
     )
     assert [layer["name"] for layer in found["layers"]] == [e["name"] for e in report["layers"]]
     assert found["compression"]["asked"] == 0.2
+
+
+def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    out = tmp_path / "m.dfq"
+    words = ("compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out)
+    words = (*words, "--size", "0.2", "--quiet")
+
+    def write(path, tensors, network):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dfq, "write", write)
+        failed = _invoke(*words)
+    assert failed.exit_code != 0
+    assert "No space left" in failed.output + str(failed.exception)
+    assert not out.exists()
+    stages = sorted(path.name for path in (tmp_path / "m.dfq.work").glob("*.stage"))
+    assert stages[0] == "alignment.stage"
+
+    def save(value, file):
+        raise AssertionError("a stage was made twice")
+
+    monkeypatch.setattr(torch, "save", save)
+    done = _invoke(*words)
+    assert done.exit_code == 0, done.output
+    assert out.stat().st_size > 0
+    assert not (tmp_path / "m.dfq.work").exists()
 
 
 def test_command_line_errors(pictures, tmp_path):

@@ -232,7 +232,8 @@ def publish(folder: Path, into: Path) -> str:
     about = {"command": command, "torch": torch.__version__, "machine": platform.machine()}
     into.mkdir(parents=True, exist_ok=True)
     write_whole(
-        into / "accuracy.json", (json.dumps({**about, "rows": rows, "differences": pairs}, indent=1) + "\n").encode()
+        into / "accuracy.json",
+        (json.dumps({**about, "rows": rows, "differences": pairs}, indent=1) + "\n").encode(),
     )
     write_whole(into / "accuracy.txt", f"$ {command}\n\n{text}".encode())
     if any(row["method"] != "float" for row in rows):

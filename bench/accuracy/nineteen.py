@@ -33,7 +33,6 @@ from defakeq_kernels import dfq, runtime
 
 SIZE = 0.10
 COMPARED = 4  # pictures whose scores are compared
-LARGE = 100e6  # parameters, from which half as many calibration pictures are used
 
 # what a board without torch does with a file
 RUN = """
@@ -85,8 +84,7 @@ def row(name: str, folder: Path, images: int, threads: int) -> dict[str, Any]:
     model = detectors.untrained(name)
     parameters = sum(p.numel() for p in model.parameters())
     checkpoint = checkpoint_bytes(model)
-    count = images if parameters < LARGE else images // 2
-    found = compressed(name, model, folder, SIZE, count, threads)
+    found = compressed(name, model, folder, SIZE, images, threads)
     x = pictures(model, folder.parent / "data")
     np.save(folder / "images.npy", x.numpy())
     path = folder / "m.dfq"
@@ -106,7 +104,7 @@ def row(name: str, folder: Path, images: int, threads: int) -> dict[str, Any]:
         "detector": name,
         "parameters": parameters,
         "checkpoint": checkpoint,
-        "images": count,
+        "images": images,
         **found,
         "bytes": path.stat().st_size,
         "bits": report["bits_a_weight"],
@@ -168,7 +166,7 @@ def main() -> None:
     """Fills the missing rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--detectors", nargs="+", default=list(detectors.names()))
-    parser.add_argument("--images", type=int, default=8, help="for calibration")
+    parser.add_argument("--images", type=int, default=2, help="for calibration")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", type=Path, help="folder of the table; default: OUT")
@@ -181,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     data = arguments.out / "data"
     if not data.exists():
-        people = max(2, arguments.images // 2)
+        people = max(4, arguments.images // 2)
         generate(data, Options("folder", people, frames=1, size=160, splits=("train", "test")))
     for name in arguments.detectors:
         path = arguments.out / f"{name}.json"

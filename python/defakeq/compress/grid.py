@@ -9,7 +9,9 @@ from torch import Tensor
 
 from defakeq_kernels.packed import MAX_ZERO_POINT
 
-_CACHED = 1 << 17  # weights that are fitted at once, so that what is made of them stays in the cache
+_CACHED = (
+    1 << 17
+)  # weights that are fitted at once, so that what is made of them stays in the cache
 
 
 @dataclass

@@ -56,8 +56,8 @@ def preset(name: str) -> Preset:
         own = Preset()
         return replace(
             own,
-            reconstruction=replace(own.reconstruction, steps=4),
-            alignment=replace(own.alignment, steps=4),
+            reconstruction=replace(own.reconstruction, steps=2),
+            alignment=replace(own.alignment, steps=2),
         )
     if name == "paper":
         return Preset(
