@@ -1,4 +1,4 @@
-"""Compression as a whole: budgets, determinism, killed runs, errors, the file and its twin."""
+"""Compression as a whole: budgets, determinism, errors, the file and its twin."""
 
 from __future__ import annotations
 
@@ -14,27 +14,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from compress_models import Attention, Residual, images
+from compress_models import QUICK, Attention, Residual, images
+from compress_models import contents as _bytes
+from compress_models import quickly as _run
 from torch import nn
 from typer.testing import CliRunner
 
 import defakeq
-from defakeq.compress import presets, workdir
+from defakeq.compress import presets
 from defakeq.compress.inspection import inspected
-from defakeq.compress.pipeline import Compressed
-from defakeq.compress.reconstruct import Settings
 from defakeq.compress.report import to_html
 from defakeq.compress.sizes import checkpoint_bytes
 from defakeq.compress.veft import Alignment
 from defakeq_kernels import dfq, runtime
 from defakeq_kernels.packed import PackedWeight
 
-QUICK = dataclasses.replace(
-    presets.preset("default"),
-    reconstruction=Settings(steps=3),
-    alignment=Alignment(steps=2),
-    restored=0.05,
-)
 PAPER = dataclasses.replace(
     presets.preset("paper"),
     reconstruction=dataclasses.replace(presets.preset("paper").reconstruction, steps=3),
@@ -47,18 +41,9 @@ def data():
     return images()
 
 
-def _run(model, data, **options) -> Compressed:
-    settings = {"size": 0.15, "preset": QUICK, "progress": False, **options}
-    return defakeq.compress(model, data, **settings)
-
-
 @pytest.fixture(scope="module")
 def made(data):
     return _run(Residual(48), data)
-
-
-def _bytes(program):
-    return dfq.dumps(*program.file())
 
 
 def test_file_is_never_larger_than_asked(data, tmp_path):
@@ -128,6 +113,8 @@ def test_report_says_what_was_done(made):
     assert report["part"] == report["size"] / report["checkpoint"] <= 0.15
     assert set(report["hurt_most"]) <= set(names)
     assert sum(layer["hurt"] for layer in report["layers"]) == pytest.approx(1.0)
+    assert all(layer["fisher"] > 0 for layer in report["layers"])
+    assert set(report["processor_seconds"]) == set(report["seconds"])
     calibration = report["calibration"]
     assert 0 <= calibration["auc_float"] <= 1
     assert 0 <= calibration["auc_model"] <= 1
@@ -136,71 +123,6 @@ def test_report_says_what_was_done(made):
     assert all(f"<td>{name}</td>" in page for name in names)
     assert "src=" not in page
     assert "href=" not in page
-
-
-# killed runs
-
-
-class _Killed(BaseException):
-    pass
-
-
-def test_killed_run_continues(made, data, tmp_path, monkeypatch):
-    stage = 4
-    saved: list[str] = []
-    original = workdir.WorkDir.save
-
-    def save(self, name, value):
-        if len(saved) == stage:
-            raise _Killed
-        original(self, name, value)
-        saved.append(name)
-
-    monkeypatch.setattr(workdir.WorkDir, "save", save)
-    with pytest.raises(_Killed):
-        _run(Residual(48), data, work=tmp_path)
-    assert len(list(tmp_path.glob("*.stage"))) == stage
-    first = list(saved)
-    saved.clear()
-    stage = -1
-    found = _run(Residual(48), data, work=tmp_path)
-    assert not set(first) & set(saved)  # nothing was made twice
-    assert _bytes(found.model) == _bytes(made.model)
-
-
-def test_other_arguments_start_anew(tmp_path):
-    model, x = Residual(8), torch.rand(2, 3)
-    key = workdir.fingerprint(model, [x, None], [1])
-    first = workdir.WorkDir(tmp_path, key)
-    first.save("statistics", {"a": x})
-    assert torch.equal(workdir.WorkDir(tmp_path, key).load("statistics")["a"], x)
-    others = [
-        workdir.fingerprint(Residual(8, seed=1), [x, None], [1]),
-        workdir.fingerprint(model, [x + 1, None], [1]),
-        workdir.fingerprint(model, [x, x], [1]),
-        workdir.fingerprint(model, [x, None], [2]),
-    ]
-    assert len({key, *others}) == 5
-    assert workdir.WorkDir(tmp_path, others[0]).load("statistics") is None
-
-
-def test_full_disk_is_named_and_keeps_what_is_finished(data, tmp_path, monkeypatch):
-    real = torch.save
-    count = 0
-
-    def save(value, file):
-        nonlocal count
-        count += 1
-        if count == 3:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(value, file)
-
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match="No space left"):
-        _run(Residual(48), data, work=tmp_path)
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["allocation.stage", "key.json", "statistics.stage"]
 
 
 # wrong arguments
@@ -364,6 +286,34 @@ def test_command_line(pictures, tmp_path, monkeypatch):
     )
     assert [layer["name"] for layer in found["layers"]] == [e["name"] for e in report["layers"]]
     assert found["compression"]["asked"] == 0.2
+
+
+def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    out = tmp_path / "m.dfq"
+    words = ("compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out)
+    words = (*words, "--size", "0.2", "--quiet")
+
+    def write(path, tensors, network):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dfq, "write", write)
+        failed = _invoke(*words)
+    assert failed.exit_code != 0
+    assert "No space left" in failed.output + str(failed.exception)
+    assert not out.exists()
+    stages = sorted(path.name for path in (tmp_path / "m.dfq.work").glob("*.stage"))
+    assert stages[0] == "alignment.stage"
+
+    def save(value, file):
+        raise AssertionError("a stage was made twice")
+
+    monkeypatch.setattr(torch, "save", save)
+    done = _invoke(*words)
+    assert done.exit_code == 0, done.output
+    assert out.stat().st_size > 0
+    assert not (tmp_path / "m.dfq.work").exists()
 
 
 def test_command_line_errors(pictures, tmp_path):

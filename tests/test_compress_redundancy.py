@@ -88,6 +88,20 @@ def test_channels_that_others_explain_go_first_and_cost_nothing(data):
     assert not weights["second"][:, ~masks["second"].ins].any()
 
 
+def test_removed_rows_leave_the_inverse_of_the_rest(monkeypatch):
+    monkeypatch.setattr(redundancy, "_LATE", 3)
+    torch.manual_seed(3)
+    x = torch.randn(40, 12, dtype=torch.float64)
+    matrix = x.T @ x
+    inverse = redundancy._Inverse.of(matrix)
+    kept = torch.ones(12, dtype=torch.bool)
+    for channel in (4, 0, 11, 7, 2):
+        inverse.remove(channel)
+        kept[channel] = False
+        rest = torch.linalg.inv(matrix[kept][:, kept])
+        torch.testing.assert_close(inverse.diagonal[kept], rest.diagonal())
+
+
 def test_costs_are_the_measured_change(data):
     model = Residual()
     graph, stats, channels, groups = _found(model, data)

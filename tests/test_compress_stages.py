@@ -165,6 +165,17 @@ def test_feedback_beats_nearest_on_correlated_inputs():
     assert torch.equal(plain.round().clamp(0, own.top), own.codes(rows))
 
 
+def test_grids_of_many_rows_are_those_of_each(monkeypatch):
+    torch.manual_seed(1)
+    rows, importance = torch.randn(9, 20), torch.rand(9, 20)
+    whole = [grid.fit(rows, 3, own) for own in (None, importance[0], importance)]
+    monkeypatch.setattr(grid, "_CACHED", 40)
+    for one, own in zip(whole, (None, importance[0], importance), strict=True):
+        found = grid.fit(rows, 3, own)
+        assert torch.equal(found.scale, one.scale)
+        assert torch.equal(found.zero, one.zero)
+
+
 def test_refit_is_the_least_squares_scale():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(300, 16, generator=generator)
@@ -399,6 +410,23 @@ def test_alignment_never_hurts_held_out_images(graph, stats, data):
     assert same == before
 
 
+def test_large_models_keep_their_codes(graph, stats, data, monkeypatch):
+    _, _, states = _quantized(graph, stats, data, 4, reconstruct.Settings(steps=0))
+    monkeypatch.setattr(veft, "_MOST_WEIGHTS", 100)
+    learned = []
+
+    def groups(self, settings, real=veft.Learned.parameters):
+        learned.append(settings.rate)
+        found = real(self, settings)
+        assert not any(group["params"][0] is self.position for group in found)
+        return found
+
+    monkeypatch.setattr(veft.Learned, "parameters", groups)
+    kept, _, _ = veft.align(graph, data.images, states, veft.Alignment(steps=2))
+    assert learned == [0.0] * len(states)
+    assert all(torch.equal(kept[n].codes, states[n].codes) for n in states)
+
+
 def test_chosen_channels_recover_most(graph, stats, data):
     _, _, states = _quantized(
         graph, stats, data, 2, reconstruct.Settings("nearest", False, steps=0)
@@ -415,9 +443,8 @@ def test_chosen_channels_recover_most(graph, stats, data):
     every = torch.cat([gains(name) for name in states])
     taken = torch.cat([gains(name)[s.half] for name, s in chosen.items() if s.half is not None])
     assert torch.equal(taken.sort()[0], every.sort()[0][-count:])
-    assert veft.measured_drift(graph, data.images, chosen, True) != veft.measured_drift(
-        graph, data.images, chosen, False
-    )
+    measure = veft.Measure(graph, data.images, chosen)
+    assert measure.of(chosen, True) != measure.of(chosen, False)
     room = 900
     few = veft.choose(graph, states, stats, 0.05, room)
     taken = sum(

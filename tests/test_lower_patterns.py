@@ -225,3 +225,28 @@ def test_patterns(function, size: int, there: set[str], absent: set[str], bare: 
     (expected,) = reference_program.run(converted.file(), [x.numpy()])
     assert np.array_equal(found.numpy().reshape(-1), expected.reshape(-1))
     assert (found - exact).abs().max() <= 0.06 * exact.abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_maxima_go_before_norms_of_positive_weights(negative: bool):
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(16), nn.MaxPool2d(2),
+        nn.Conv2d(16, 4, 1), nn.Flatten(), nn.Linear(16, 2),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[2].weight.uniform_(0.5, 1.5)
+        model[2].bias.normal_()
+        model[2].running_mean.normal_()
+        if negative:
+            model[2].weight[5] = -1
+    x = torch.randn(8, 3, 4, 4)
+    plan = QuantPlan.uniform(model, 8)
+    converted = convert(model, x[:1], plan, [x], backend="program")
+    ops = [node["op"] for node in converted.explain()["nodes"]]
+    moved = ["conv2d", "pool2d", "binary", "binary"]
+    assert ops[:4] == (["conv2d", "binary", "binary", "pool2d"] if negative else moved)
+    assert [node for node in converted.check(x[:1]) if not node.ok] == []
+    with torch.no_grad():
+        exact, found = model(x), converted(x)
+    assert (found - exact).abs().max() <= 0.05 * exact.abs().max()

@@ -94,7 +94,9 @@ def test_pooling(q, ceil, whole):
     def nhwc(y):
         return y[0].permute(1, 2, 0)
 
-    for shape, kernel, stride, padding in (((9, 8, 5), 3, 2, 1), ((7, 7, 3), 2, 3, 0)):
+    cases = [((9, 8, 5), 3, 2, 1), ((7, 7, 3), 2, 3, 0)]
+    cases += [((5, 6, channels), 2, 2, 0) for channels in (9, 27, 45, 70)]
+    for shape, kernel, stride, padding in cases:
         probe = torch.zeros(1, 1, *shape[:2])
         size = F.max_pool2d(probe, kernel, stride, padding, ceil_mode=ceil).shape[2:]
         geometry = {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [padding] * 2}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paired
 import torch
 from numpy.typing import NDArray
 
@@ -34,6 +35,7 @@ from defakeq.data.forgeries import FAMILIES
 from defakeq.metrics import auc, bootstrap
 
 CALIBRATION_PEOPLE = 64
+PEOPLE = 100  # of the test split
 
 
 def variants() -> dict[str, tuple[Preset, bool]]:
@@ -101,9 +103,7 @@ def scores(network: Any, model: Any, images: NDArray[np.uint8]) -> NDArray[np.fl
     return torch.cat(parts).double().numpy()
 
 
-def cell(
-    detector: str, method: str, size: float, seed: int, images: int, people: int
-) -> dict[str, Any]:
+def cell(detector: str, method: str, size: float, seed: int, images: int) -> dict[str, Any]:
     """One row of results: AUC by family, with intervals, size, bits and seconds."""
     model = reference.build(detector)
     begin = time.process_time()
@@ -130,8 +130,9 @@ def cell(
                 "alignment": made.report.get("alignment"),
             }
     row["processor_seconds"] = round(time.process_time() - begin, 1)
-    test = reference.evaluation("test", people)
+    test = reference.evaluation("test", PEOPLE)
     probabilities = scores(network, model, test.images)
+    row["scores"] = [round(score, 6) for score in probabilities.tolist()]
     row["auc"] = {}
     row["interval"] = {}
     for family in FAMILIES:
@@ -220,12 +221,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def publish(folder: Path, into: Path) -> str:
     """Writes what all finished cells in `folder` say, and returns the table."""
     rows = collect(folder)
+    test = reference.evaluation("test", PEOPLE)
+    pairs = paired.differences(rows, paired.Pictures(test.families, test.videos))
+    rows = [{key: value for key, value in row.items() if key != "scores"} for row in rows]
     text = table(rows)
+    if pairs:
+        text += "\nmean AUC in points, with 95 % intervals over the same videos:\n"
+        text += paired.table(pairs)
     command = "python " + shlex.join(sys.argv)
     about = {"command": command, "torch": torch.__version__, "machine": platform.machine()}
     into.mkdir(parents=True, exist_ok=True)
     write_whole(
-        into / "accuracy.json", (json.dumps({**about, "rows": rows}, indent=1) + "\n").encode()
+        into / "accuracy.json",
+        (json.dumps({**about, "rows": rows, "differences": pairs}, indent=1) + "\n").encode(),
     )
     write_whole(into / "accuracy.txt", f"$ {command}\n\n{text}".encode())
     if any(row["method"] != "float" for row in rows):
@@ -241,7 +249,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, default=[0.2, 0.1, 0.075])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--people", type=int, default=100, help="of the test split")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--collect", action="store_true", help="run nothing: write what is there")
@@ -278,7 +285,7 @@ def main() -> None:
             "images": arguments.images,
         }
         try:
-            row |= cell(detector, method, size, seed, arguments.images, arguments.people)
+            row |= cell(detector, method, size, seed, arguments.images)
         except ValueError as error:  # a method that cannot keep the budget says so in the table
             row["error"] = str(error)
         write_whole(path, (json.dumps(row, indent=1) + "\n").encode())

@@ -111,23 +111,35 @@ DQ_INLINE void average_window(const Operand& x, int64_t width, int64_t channels,
   });
 }
 
-typedef int8_t PoolBytes __attribute__((vector_size(kPoolChannels)));
+template <int N>
+struct PoolBytes {
+  typedef int8_t type __attribute__((vector_size(N)));
+};
 
-// The largest of kPoolChannels channels from c on.
-template <class V>
+// The largest of N channels from c on.
+template <int N>
 DQ_INLINE void max_bytes(const int8_t* x, int64_t width, int64_t channels, const Window& w,
                          int64_t c, int8_t* out) {
-  PoolBytes best;
+  typename PoolBytes<N>::type best;
   std::memset(&best, -128, sizeof(best));
   for (int64_t y = w.y0; y < w.y1; ++y) {
     const int8_t* from = x + (y * width + w.x0) * channels + c;
     for (int64_t px = w.x0; px < w.x1; ++px, from += channels) {
-      PoolBytes v;
+      typename PoolBytes<N>::type v;
       std::memcpy(&v, from, sizeof(v));
       best = v > best ? v : best;
     }
   }
   std::memcpy(out + c, &best, sizeof(best));
+}
+
+// The largest of all channels, N at least: the last N are taken again where they do not fit.
+template <int N>
+DQ_INLINE void max_channels(const int8_t* x, int64_t width, int64_t channels, const Window& w,
+                            int8_t* out) {
+  int64_t c = 0;
+  for (; c + N <= channels; c += N) max_bytes<N>(x, width, channels, w, c, out);
+  if (c < channels) max_bytes<N>(x, width, channels, w, channels - N, out);
 }
 
 template <class V>
@@ -138,16 +150,11 @@ DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, con
     // the same quantization on both sides: bytes are compared as they are
     const auto* bytes = static_cast<const int8_t*>(x.data);
     auto* to = static_cast<int8_t*>(out) + row * channels;
-    int64_t c = 0;
-    for (; c + kPoolChannels <= channels; c += kPoolChannels) {
-      max_bytes<V>(bytes, width, channels, w, c, to);
-    }
-    if (c < channels && channels >= kPoolChannels) {
-      // the last channels, some of them again
-      max_bytes<V>(bytes, width, channels, w, channels - kPoolChannels, to);
-      return;
-    }
-    for (; c < channels; ++c) {
+    if (channels >= 64) return max_channels<64>(bytes, width, channels, w, to);
+    if (channels >= 32) return max_channels<32>(bytes, width, channels, w, to);
+    if (channels >= 16) return max_channels<16>(bytes, width, channels, w, to);
+    if (channels >= 8) return max_channels<8>(bytes, width, channels, w, to);
+    for (int64_t c = 0; c < channels; ++c) {
       int8_t best = -128;
       for (int64_t y = w.y0; y < w.y1; ++y) {
         for (int64_t px = w.x0; px < w.x1; ++px) {

@@ -162,8 +162,10 @@ def _chosen(task: Task, prune: bool, bars: Bars) -> Chosen:
     if task.preset.objective == "uniform":
         return _uniform(task)
 
-    def without(pruning: str) -> tuple[Chosen, float]:
-        return _solved(task, None, [], pruning, bars)
+    measured: dict[str, dict[tuple[int, bool], float]] = {}
+
+    def without(pruning: str, below: float = math.inf) -> tuple[Chosen, float]:
+        return _solved(task, None, [], pruning, bars, measured, below)
 
     if not prune:
         return without("none: not asked for")[0]
@@ -176,7 +178,7 @@ def _chosen(task: Task, prune: bool, bars: Bars) -> Chosen:
     groups, _ = redundancy.compatible(channels, found, task.graph.layers)
     pruning = f"{len(groups)} of {len(channels.groups)} groups of channels may lose some"
     try:
-        best = _solved(task, channels, groups, pruning, bars)
+        best = _solved(task, channels, groups, pruning, bars, measured)
     except Refused as error:  # without pruned channels, fewer bytes may lie beside the layers
         try:
             return without(f"none, which takes fewer bytes; {pruning}")[0]
@@ -184,17 +186,26 @@ def _chosen(task: Task, prune: bool, bars: Bars) -> Chosen:
             raise min(error, other, key=lambda one: one.least) from None
     if best[0].masks:
         try:
-            whole = without(f"none, which costs less; {pruning}")
-        except ValueError:
+            whole = without(f"none, which costs less; {pruning}", best[1])
+        except ValueError:  # too large, or no better
             return best[0]
         best = min(best, whole, key=lambda result: result[1])
     return best[0]
 
 
 def _solved(
-    task: Task, channels: Channels | None, groups: list[Redundancy], pruning: str, bars: Bars
+    task: Task,
+    channels: Channels | None,
+    groups: list[Redundancy],
+    pruning: str,
+    bars: Bars,
+    measured: dict[str, dict[tuple[int, bool], float]],
+    below: float = math.inf,
 ) -> tuple[Chosen, float]:
-    """The best choice with some groups of channels, and its expected distortion."""
+    """The best choice with some groups of channels, and its expected distortion.
+
+    `measured` keeps what whole layers cost. Raises `ValueError` where none costs less than `below`.
+    """
     graph, statistics = task.graph, task.statistics
     touched: dict[str, tuple[int, ...]] = {}
     if channels is not None:
@@ -208,10 +219,14 @@ def _solved(
                 costs = distortion.scored(layer, statistics[name], task.preset.widths)
                 options[name] = distortion.options(layer, costs, latency)
             elif channels is None:
-                costs = distortion.measured(layer, statistics[name], task.preset.widths)
-                options[name] = distortion.options(layer, costs, latency)
+                if name not in measured:
+                    measured[name] = distortion.measured(
+                        layer, statistics[name], task.preset.widths
+                    )
+                options[name] = distortion.options(layer, measured[name], latency)
             else:
                 rounding = distortion.rounding(layer, statistics[name], task.preset.widths)
+                measured[name] = distortion.summed(rounding)
                 kept = redundancy.combinations(layer, channels, groups, touched[name])
                 options[name] = distortion.pruned_options(layer, rounding, kept, latency)
             if task.preset.act_average is not None:
@@ -234,6 +249,10 @@ def _solved(
             )
         return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
 
+    if below < math.inf:  # the best there is if the file had nothing beside the layers
+        whole = task.budget - SUMMARY - task.reserve()
+        if solve(replace(problem, budget=float(whole))).distortion >= below:
+            raise ValueError(f"size: found no allocation that costs less than {below}")
     return _within_budget(task, problem, chosen_of)
 
 

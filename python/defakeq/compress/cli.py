@@ -20,7 +20,7 @@ def compress(
     model: options.Model = None,
     weights: options.Weights = None,
     size: Annotated[float, typer.Option(help="Part of the float32 checkpoint at most.")] = 0.10,
-    preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, quick or paper.")] = "default",
     images: Annotated[int, typer.Option(min=2, help="Calibration pictures at most.")] = 256,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set in --data.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "train",

@@ -47,7 +47,11 @@ def measured(
     layer: Layer, statistics: LayerStatistics, widths: Sequence[int] = WIDTHS
 ) -> dict[tuple[int, bool], float]:
     """`rounding` of the whole layer; a wider grid is never held for worse than a narrower one."""
-    costs = rounding(layer, statistics, widths)
+    return summed(rounding(layer, statistics, widths))
+
+
+def summed(costs: Mapping[tuple[int, bool], Tensor]) -> dict[tuple[int, bool], float]:
+    """`measured`, from what `rounding` gave."""
     return _monotone({key: float(cost.sum(dtype=torch.float64)) for key, cost in costs.items()})
 
 

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from defakeq_kernels.packed import MAX_ZERO_POINT
 
+_CACHED = (
+    1 << 17
+)  # weights that are fitted at once, so that what is made of them stays in the cache
+
 
 @dataclass
 class Grid:
@@ -55,6 +59,20 @@ def fit(rows: Tensor, bits: int, importance: Tensor | None = None, symmetric: bo
         importance: non-negative, [K] or [O, K]; None: all alike.
         symmetric: the zero point is 2^(bits-1).
     """
+    if rows.is_cuda:
+        return _fit(rows, bits, importance, symmetric)
+    parts = []
+    count = max(1, _CACHED // max(rows.shape[1], 1))
+    for begin in range(0, rows.shape[0], count):
+        own = slice(begin, begin + count)
+        wide = importance is not None and importance.dim() == 2
+        weight = importance[own] if importance is not None and wide else importance
+        parts.append(_fit(rows[own], bits, weight, symmetric))
+    scales, zeros = ([getattr(part, name) for part in parts] for name in ("scale", "zero"))
+    return Grid(bits, torch.cat(scales), torch.cat(zeros))
+
+
+def _fit(rows: Tensor, bits: int, importance: Tensor | None, symmetric: bool) -> Grid:
     top = (1 << bits) - 1
     low, high = rows.amin(1), rows.amax(1)
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1e-12)

@@ -84,7 +84,7 @@ class Learned:
         groups: list[dict[str, object]] = []
         if self.soft is not None:
             groups.append({"params": [self.soft.logits.requires_grad_()], "lr": settings.rate})
-        else:
+        elif settings.rate:
             groups.append({"params": [self.position.requires_grad_()], "lr": settings.rate})
         if settings.scale_rate:
             groups.append({"params": [self.log_scale.requires_grad_()], "lr": settings.scale_rate})

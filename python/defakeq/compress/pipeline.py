@@ -24,7 +24,7 @@ from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, reconstruct
 from defakeq.compress.sizes import checkpoint_bytes
 from defakeq.compress.statistics import LayerStatistics, collect
-from defakeq.compress.veft import align, choose, measured_drift
+from defakeq.compress.veft import Measure, align, choose
 from defakeq.compress.workdir import WorkDir, fingerprint
 from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
@@ -88,7 +88,7 @@ def compress(
             for real and 1 for forged, or batches of either. 256 images are a good number.
         size: bytes of the file at most, as a part of four bytes for each parameter and buffer.
         latency: microseconds of an image at most; needs `latency_table`.
-        preset: "default", "paper", or a `Preset`.
+        preset: "default", "quick" (the same with few steps of tuning), "paper", or a `Preset`.
         prune: whether redundant channels may go, where the preset lets them.
         veft: whether the model is fine-tuned, and some channels restored to half precision.
         seed: of every choice; the same seed and machine give the same file.
@@ -155,15 +155,23 @@ class _Run:
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
             chosen = self._timed("allocation", lambda: self._allocate(statistics))
+            for one in statistics.values():  # what only the allocation needs: a gigabyte or two
+                one.second = torch.zeros(0, 0)
             states, blocks = self._timed("reconstruction", lambda: self._rebuild(chosen))
             if self.veft:
                 states = self._timed("alignment", lambda: self._align(states))
             return self._timed("files", lambda: self._finish(statistics, chosen, states, blocks))
 
     def _timed(self, name: str, run: Any) -> Any:
-        begin = time.monotonic()
+        begin = time.monotonic(), time.process_time()
         found = run()
-        self.facts.setdefault("seconds", {})[name] = round(time.monotonic() - begin, 2)
+        for key, now, then in zip(
+            ("seconds", "processor_seconds"),
+            (time.monotonic(), time.process_time()),
+            begin,
+            strict=True,
+        ):
+            self.facts.setdefault(key, {})[name] = round(now - then, 2)
         return found
 
     def _statistics(self) -> dict[str, LayerStatistics]:
@@ -237,12 +245,13 @@ class _Run:
     ) -> dict[str, State]:
         """States with the half-precision channels; without, where they recover nothing."""
         share = self.preset.restored if self.veft else 0.0
-        drifts = [measured_drift(self.graph, self.images, states, mixed=False)]
+        measure = Measure(self.graph, self.images, states)
+        drifts = [measure.of(states, mixed=False)]
         while share * sum(len(state.codes) for state in states.values()) >= 0.5:
             chosen = choose(
                 self.graph, states, statistics, share, room, self.preset.choice, self.seed
             )
-            drifts.append(measured_drift(self.graph, self.images, chosen, mixed=True))
+            drifts.append(measure.of(chosen, mixed=True))
             better = drifts[-1].total < drifts[0].total
             if better or self.preset.choice == "random":
                 self.facts["drift"] = {

@@ -23,6 +23,7 @@ MULTIPLE = 8
 RIDGE = 1e-3  # of the mean second moment
 _TOUCHED = 2  # groups that one layer may have a part in
 _IMAGES = 32  # whose margins are measured
+_LATE = 64  # removals that an inverse is brought up to date with at once
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def find(
         levels: kept parts, falling from 1.
         progress: called with 1 for each group.
     """
-    batches = list(graph.batches(images))[: max(1, _IMAGES // graph.batch)]
-    with torch.no_grad():
-        wanted = [margin(graph.forward(x)[1]) for x in batches]
+    changes = _Changes(graph, list(graph.batches(images))[: max(1, _IMAGES // graph.batch)])
     found = []
     for group in channels.groups:
         ties = tuple(channels.outputs[layer][outs[0]] for layer, outs in _firsts(group))
@@ -98,7 +97,7 @@ def find(
         for count in kept[1:]:
             one = Redundancy(group, ties, order, (count,), (0.0,))
             weights, masks = pruned(graph, channels, statistics, [one], [0])
-            costs.append(_change(graph, batches, wanted, weights, masks))
+            costs.append(changes.of(weights, masks))
         found.append(Redundancy(group, ties, order, kept, tuple(costs)))
     return found
 
@@ -222,6 +221,39 @@ def _mask(ties: Sequence[int], gone: set[int], layer: Layer) -> Tensor | None:
     return torch.tensor([tie not in gone for tie in ties], device=layer.weight.device)
 
 
+class _Inverse:
+    """The inverse of a matrix from which rows and columns go, one after the other.
+
+    Only the diagonal is brought up to date at once; the rest many removals at a time, which is a
+    matrix product instead of a pass over the whole matrix each.
+    """
+
+    def __init__(self, inverse: Tensor) -> None:
+        self.inverse = inverse
+        self.diagonal = inverse.diagonal().clone()
+        self._columns: list[Tensor] = []
+
+    @staticmethod
+    def of(matrix: Tensor) -> _Inverse:
+        """Of a positive definite matrix in float64."""
+        return _Inverse(torch.cholesky_inverse(torch.linalg.cholesky(matrix)))
+
+    def remove(self, channel: int) -> None:
+        """Takes a row and column out of the matrix."""
+        column = self.inverse[:, channel].clone()
+        if self._columns:
+            late = torch.stack(self._columns)
+            column -= late[:, channel] @ late
+        column /= column[channel].sqrt()
+        self._columns.append(column)
+        self.diagonal -= column.square()
+        self.diagonal[channel] = 1.0
+        if len(self._columns) == _LATE:
+            late = torch.stack(self._columns)
+            self.inverse.addmm_(late.T, late, alpha=-1)
+            self._columns.clear()
+
+
 def _order(
     graph: Graph,
     channels: Channels,
@@ -237,7 +269,7 @@ def _order(
         second = statistics[layer.name].second.double()
         diagonal = RIDGE * float(second.diagonal().mean()) + 1e-12
         ridged = second + diagonal * torch.eye(len(second), dtype=second.dtype)
-        inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(ridged)))
+        inverses.append(_Inverse.of(ridged))
         energy = (
             layer.weight.cpu().double().flatten(2).square().sum((0, 2))
             if layer.conv
@@ -251,35 +283,57 @@ def _order(
     while len(ties) - len(removed) > least:
         losses = torch.zeros(len(ties) + 1, dtype=torch.float64)
         for inverse, weight, units in zip(inverses, weights, members, strict=True):
-            losses.index_add_(0, units, weight / inverse.diagonal().clamp(min=1e-30))
+            losses.index_add_(0, units, weight / inverse.diagonal.clamp(min=1e-30))
         worst = int(losses[:-1].masked_fill(gone, torch.inf).argmin())
         gone[worst] = True
         removed.append(worst)
         for inverse, units in zip(inverses, members, strict=True):
             for channel in (units == worst).nonzero().flatten().tolist():
-                column = inverse[:, channel].clone()
-                inverse -= torch.outer(column, column) / float(column[channel])
-                inverse[channel, channel] = 1.0
+                inverse.remove(channel)
     left = (~gone).nonzero().flatten().tolist()
     return (*left, *reversed(removed))
 
 
-def _change(
-    graph: Graph,
-    batches: Sequence[Tensor],
-    wanted: Sequence[Tensor],
-    weights: Mapping[str, Tensor],
-    masks: Mapping[str, Masks],
-) -> float:
-    """The mean square change of the margin, its mean over the images left out.
+class _Changes:
+    """How much the margin changes, from the first block that is another on.
 
-    A constant is taken back by the biases, and moves no ranking.
+    Args:
+        graph: the float model.
+        batches: of images.
     """
-    changes = []
-    with torch.no_grad():
-        for x, z in zip(batches, wanted, strict=True):
-            changes.append(margin(graph.forward(x, _calling(weights, masks))[1]) - z)
-    return float(torch.cat(changes).var(correction=0))
+
+    def __init__(self, graph: Graph, batches: Sequence[Tensor]) -> None:
+        self.graph, self.images = graph, list(batches)
+        self._number, self._inputs = 0, self.images
+        with torch.no_grad():
+            self._margins = [margin(graph.forward(x)[1]) for x in self.images]
+
+    def of(self, weights: Mapping[str, Tensor], masks: Mapping[str, Masks]) -> float:
+        """The mean square change of the margin, its mean over the images left out.
+
+        A constant is taken back by the biases, and moves no ranking.
+        """
+        blocks = self.graph.blocks
+        first = next(
+            i for i, block in enumerate(blocks) if any(one.name in masks for one in block.layers)
+        )
+        call = _calling(weights, masks)
+        changes = []
+        with torch.no_grad():
+            for x, z in zip(self._at(first), self._margins, strict=True):
+                for block in blocks[first:]:
+                    x = self.graph.run(block, x, call)
+                changes.append(margin(x) - z)
+        return float(torch.cat(changes).var(correction=0))
+
+    def _at(self, number: int) -> list[Tensor]:
+        """The float inputs of a block; groups come mostly in the order of the blocks."""
+        if number < self._number:
+            self._number, self._inputs = 0, self.images
+        for block in self.graph.blocks[self._number : number]:
+            self._inputs = [self.graph.run(block, x) for x in self._inputs]
+        self._number = number
+        return self._inputs
 
 
 def _calling(weights: Mapping[str, Tensor], masks: Mapping[str, Masks]) -> LayerCall:

@@ -62,6 +62,9 @@ def made(
         separation = statistics[name].separation
         if separation is not None:
             entry["separation"] = float(separation.max())
+        fisher = statistics[name].fisher
+        if fisher is not None:
+            entry["fisher"] = float(fisher.mean())
         layers.append(entry)
     total = sum(entry["left"] for entry in layers) or 1.0
     for entry in layers:

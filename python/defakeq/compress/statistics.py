@@ -93,7 +93,7 @@ def collect(
                 progress(batch.shape[0])
     gradients = _gradients(graph, calibration, seed, progress)
     return {
-        name: combined(_finished(layer, sums[name], gradients[name], calibration.labels))
+        name: combined(_finished(layer, sums.pop(name), gradients.pop(name), calibration.labels))
         for name, layer in graph.layers.items()
     }
 

@@ -23,6 +23,8 @@ from defakeq.compress.statistics import LayerStatistics
 TEMPERATURE = 0.1
 GAMMA = 0.5  # weight of the contrastive loss
 _WORK = 4e12  # multiply-adds of the quantized models' passes, of which a step has two
+_MOST_WEIGHTS = 150e6  # whose codes are tuned; the optimizer holds five numbers for each
+_MEASURED = 2.5e11  # multiply-adds of a look at a whole model
 _CHECKED = 12  # steps between looks at the held-out images
 HELD_OUT = 4  # one batch in so many is not learned from
 
@@ -34,7 +36,8 @@ class Alignment:
     Attributes:
         steps: of the optimizer; None: as many as a fixed amount of work is good for, 24 to 192.
         rate: of the scales' logarithms, and relative to a weight's spread of the biases.
-        codes: rate of the codes, in codes a step; 0: they stay.
+        codes: rate of the codes, in codes a step; 0: they stay, as in models of more than 150
+            million weights, for which they would need too much memory.
         restored: part of the output channels that is restored in each step's mixed model.
         fixed: the same channels in every step, for comparison; the paper's choice is fresh ones.
         moved: whether pictures are mirrored and shifted at random, and the float model asked anew:
@@ -147,7 +150,9 @@ def align(
     if not steps:
         return dict(states), before, before
     learned = {name: Learned.of(graph.layers[name], state) for name, state in states.items()}
-    tuning = Settings(rate=settings.codes, scale_rate=settings.rate)
+    weights_held = sum(one.position.numel() for one in learned.values())
+    codes = settings.codes if weights_held <= _MOST_WEIGHTS else 0.0
+    tuning = Settings(rate=codes, scale_rate=settings.rate)
     groups = [group for one in learned.values() for group in one.parameters(tuning)]
     optimizer = torch.optim.Adam(groups)  # type: ignore[arg-type]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -228,10 +233,25 @@ def drift(
     return Drift(mean(margins / len(indices)), mean(features / len(indices)))
 
 
-def measured_drift(graph: Graph, images: Tensor, states: Mapping[str, State], mixed: bool) -> Drift:
-    """The drift of a quantized model on all images."""
-    batches = list(graph.batches(images))
-    return drift(graph, batches, _Targets.of(graph, batches, states), calling(states, mixed))
+class Measure:
+    """The drift of quantized models on calibration images, as many as a fixed work is good for.
+
+    Args:
+        graph: the float model.
+        images: calibration images.
+        states: of the layers, which say what channels are pruned.
+    """
+
+    def __init__(self, graph: Graph, images: Tensor, states: Mapping[str, State]) -> None:
+        self.graph = graph
+        products = sum(layer.products for layer in graph.layers.values())
+        count = max(int(_MEASURED / max(products * graph.batch, 1)), 1)
+        self.batches = list(graph.batches(images))[:count]
+        self.targets = _Targets.of(graph, self.batches, states)
+
+    def of(self, states: Mapping[str, State], mixed: bool) -> Drift:
+        """A model's drift; `mixed` with its half outputs."""
+        return drift(self.graph, self.batches, self.targets, calling(states, mixed))
 
 
 def _random_channels(

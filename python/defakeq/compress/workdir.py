@@ -36,6 +36,8 @@ class WorkDir:
     def _open(self, key: str) -> None:
         assert self.path is not None
         self.path.mkdir(parents=True, exist_ok=True)
+        for part in self.path.glob(".*.stage.*.part"):  # of a process that died while writing
+            part.unlink(missing_ok=True)
         marker = self.path / "key.json"
         found = None
         if marker.is_file():

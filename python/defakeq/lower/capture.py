@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 
 from defakeq.fold import Inputs, fold_batch_norm
-from defakeq.lower.patterns import canonicalize
+from defakeq.lower.patterns import canonicalize, pool_before_norms
 from defakeq.lower.structure import Slot, Structure, called_with
 from defakeq.plan import QuantPlan
 
@@ -114,6 +114,16 @@ def args_of(node: Node) -> tuple[Any, ...]:
     return node.args
 
 
+def _parameters(program: Any, own: dict[str, str]) -> dict[Node, Tensor]:
+    """The values of the placeholders that hold parameters and buffers."""
+    found = {}
+    for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder" and node.name in own:
+            held = program.state_dict.get(own[node.name])
+            found[node] = program.constants[own[node.name]] if held is None else held
+    return found
+
+
 def _evaluate(program: Any) -> Captured:
     signature = program.graph_signature
     graph: fx.Graph = program.graph_module.graph
@@ -126,13 +136,13 @@ def _evaluate(program: Any) -> Captured:
     constants: dict[Node, Tensor] = {}
     nothing = Structure.flat(0)
     captured = Captured(graph, [], constants, {}, [], [], nothing, nothing)
+    parameters = _parameters(program, own)
+    pool_before_norms(graph, parameters)
     arguments: list[Any] = []
     for node, spec in zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True):
         if node.name in own:
-            target = own[node.name]
-            held = program.state_dict.get(target)
-            constants[node] = program.constants[target] if held is None else held
-            captured.parameters[node] = target
+            constants[node] = parameters[node]
+            captured.parameters[node] = own[node.name]
         elif node.name in signature.inputs_to_lifted_tensor_constants:
             target = signature.inputs_to_lifted_tensor_constants[node.name]
             constants[node] = program.constants[target]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,35 @@ def canonicalize(graph: fx.Graph) -> None:
             if node.op == "call_function" and node not in constants:
                 rewrite(graph, node, constants)
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+
+
+def pool_before_norms(graph: fx.Graph, values: Mapping[Node, torch.Tensor]) -> None:
+    """Moves maxima of pixels before BatchNorms of positive weights, with which they commute.
+
+    The norm then has fewer values, and the maximum those of the layer.
+
+    Args:
+        graph: canonical.
+        values: of its constant nodes.
+    """
+    for pool in list(graph.nodes):
+        if pool.target is not aten.max_pool2d.default:
+            continue
+        norm: Any = pool.args[0]
+        if not _only(norm, (aten.batch_norm.default,)):
+            continue
+        x, weight, *rest = norm.args
+        scale = values.get(weight)
+        if weight is not None and (scale is None or not bool((scale > 0).all())):
+            continue
+        with graph.inserting_before(pool):
+            pooled = _call(graph, aten.max_pool2d.default, x, *pool.args[1:], like=pool)
+            moved = graph.call_function(aten.batch_norm.default, (pooled, weight, *rest))
+        moved.meta.update(norm.meta)
+        moved.meta["val"] = pool.meta["val"]
+        pool.replace_all_uses_with(moved)
+        graph.erase_node(pool)
+        graph.erase_node(norm)
 
 
 def _constants(graph: fx.Graph) -> set[Node]:

@@ -1,0 +1,108 @@
+"""Differences of the mean AUC of two methods on the same pictures, with paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+REPEATS = 2000
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Family and video of each scored picture."""
+
+    families: Sequence[str]
+    videos: Sequence[str]
+
+    def wins(self, scores: Sequence[float]) -> dict[str, Floats]:
+        """For each family [its videos, real videos]: how often the forged picture scores higher."""
+        values = np.asarray(scores, np.float64)
+        real, members = self._members("real")
+        found = {}
+        for family in sorted(set(self.families) - {"real"}):
+            forged, own = self._members(family)
+            off = values[forged][:, None] - values[real][None]
+            higher = (off > 0) + 0.5 * (off == 0)
+            found[family] = own @ higher @ members.T
+        return found
+
+    def _members(self, family: str) -> tuple[NDArray[np.int64], Floats]:
+        """A family's pictures, and for each of its videos the share of each: [videos, pictures]."""
+        places = np.flatnonzero([own == family for own in self.families])
+        names = np.asarray(self.videos)[places]
+        member = (np.unique(names)[:, None] == names[None]).astype(np.float64)
+        return places, member / member.sum(1, keepdims=True)
+
+
+def difference(
+    pictures: Pictures, first: Sequence[Any], second: Sequence[Any], seed: int = 0
+) -> dict[str, Any]:
+    """The mean AUC of the first method's runs less that of the second's, and its 95 % interval.
+
+    Videos are drawn with replacement, the same ones for both methods and all runs; the runs (seeds)
+    themselves are not drawn. A run is the scores of all pictures.
+    """
+    ours = [pictures.wins(run) for run in first]
+    theirs = [pictures.wins(run) for run in second]
+    rng = np.random.default_rng(seed)
+    total, draws = 0.0, np.zeros(REPEATS)
+    real: Floats | None = None
+    for family in ours[0]:
+        mean = np.mean([run[family] for run in ours], 0)
+        apart = mean - np.mean([run[family] for run in theirs], 0)
+        forged_count, real_count = apart.shape
+        if real is None:
+            real = _shares(rng, real_count)
+        total += float(apart.mean()) / len(ours[0])
+        forged = _shares(rng, forged_count)
+        draws += ((forged @ apart) * real).sum(1) / len(ours[0])
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"difference": total, "interval": [float(low), float(high)]}
+
+
+def _shares(rng: np.random.Generator, count: int) -> Floats:
+    drawn = rng.integers(0, count, (REPEATS, count))
+    return np.stack([np.bincount(row, minlength=count) for row in drawn]) / count
+
+
+def differences(rows: list[dict[str, Any]], pictures: Pictures) -> list[dict[str, Any]]:
+    """Default less every other method, and every method less float, where there are scores."""
+    runs: dict[tuple[str, float, str], list[Any]] = {}
+    for row in rows:
+        if "scores" in row:
+            key = (row["detector"], row["size"], row["method"])
+            if row["images"] == 256:
+                runs.setdefault(key, []).append(row["scores"])
+    found = []
+    for (detector, size, method), own in sorted(runs.items()):
+        if method == "float":
+            continue
+        others = [("float", runs.get((detector, 1.0, "float")))]
+        if method == "default":
+            names = sorted(m for d, s, m in runs if (d, s) == (detector, size) and m != "default")
+            others += [(name, runs[detector, size, name]) for name in names]
+        for other, theirs in others:
+            if theirs:
+                about = {"detector": detector, "size": size, "first": method, "second": other}
+                about["runs"] = [len(own), len(theirs)]
+                found.append({**about, **difference(pictures, own, theirs)})
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """One line a difference, in points of AUC."""
+    lines = []
+    for one in found:
+        low, high = (100 * bound for bound in one["interval"])
+        runs = " and ".join(map(str, one["runs"]))
+        lines.append(
+            f"{100 * one['size']:5.1f}%  {one['detector']:13} {one['first']} less {one['second']}: "
+            f"{100 * one['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {runs} seeds"
+        )
+    return "\n".join(lines) + "\n"
