@@ -173,8 +173,14 @@ class CMakeBuild(build_ext):
         return {}
 
 
-# Weights that only torch runs: a wheel without the torch ops leaves them out.
-WITHOUT_TORCH = ["*.safetensors"] if os.environ.get("DEFAKEQ_TORCH") == "off" else []
+# Weights that only torch runs, and the photographs of the splits to train on: a wheel without the
+# torch ops leaves them out.
+TRAINING = ("brick", "camera", "china", "coffee", "flower", "grass", "gravel", "retina", "rocket")
+WITHOUT_TORCH = (
+    ["*.safetensors", *(f"embedded/photos/{name}.jpg" for name in TRAINING)]
+    if os.environ.get("DEFAKEQ_TORCH") == "off"
+    else []
+)
 
 setup(
     version=read_version(),

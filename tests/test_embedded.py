@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +49,14 @@ def test_splits_share_no_photograph_and_no_seed():
     assert {path.stem for path in data.PHOTOS.glob("*.jpg")} == set(names)
     firsts = sorted(data.SEEDS.values())
     assert all(after - before >= 10_000_000 for before, after in pairwise(firsts))
+
+
+def test_a_wheel_without_torch_leaves_out_the_photographs_to_train_on():
+    setup = (Path(__file__).parent.parent / "setup.py").read_text()
+    listed = re.search(r"^TRAINING = (\(.+\))$", setup, re.MULTILINE)
+    assert listed is not None
+    scenes = data.SCENES["train"] + data.SCENES["validation"]
+    assert set(ast.literal_eval(listed[1])) == set(scenes)
 
 
 def test_every_photograph_has_its_licence():

@@ -1,15 +1,21 @@
 """Checks the wheel in a fresh environment without torch.
 
-    python tools/check_wheel.py
+    python tools/check_wheel.py              build this tree's wheel without torch, and check it
+    python tools/check_wheel.py tag WHEEL    check a wheel's size and platform tag only
 
-Builds the wheel of this tree (reusing what is built), installs it with its dependencies into a new
+Reuses what is built. The wheel is smaller than 3 MB and promises the C library that auditwheel
+finds it to need (where auditwheel is installed). It is installed with its dependencies into a new
 virtual environment, and runs a program there: the bytes must be those of this environment. Needs
 pip, setuptools, pybind11, cmake and ninja, and numpy and defakeq_kernels to compare with.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +26,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 3_000_000
 
 THERE = """
 import importlib.util, pathlib, sys
@@ -68,16 +75,53 @@ def network(path: Path) -> np.ndarray:
     return rng.standard_normal((2, 3, 16, 16)).astype(np.float32)
 
 
+def platform_tag(wheel: Path) -> str | None:
+    """The most general platform that auditwheel accepts for a wheel; None without auditwheel."""
+    if importlib.util.find_spec("auditwheel") is None:
+        print("auditwheel is not installed: the platform tag is not checked", flush=True)
+        return None
+    command = [sys.executable, "-m", "auditwheel", "show", "--json", str(wheel)]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    if shown.returncode != 0:
+        sys.exit(f"{wheel.name}: auditwheel says: {shown.stdout}{shown.stderr}")
+    tag: str = json.loads(shown.stdout)["overall_tag"]
+    return tag
+
+
+def check_tag(wheel: Path) -> None:
+    """Exits with a message where a wheel is too large or says less than it needs."""
+    size = wheel.stat().st_size
+    if size >= LARGEST:
+        sys.exit(f"{wheel.name}: found {size} bytes, accepted: less than {LARGEST}")
+    found, own = platform_tag(wheel), wheel.stem.split("-")[-1]
+    print(f"{wheel.name}: {size / 1e6:.2f} MB, auditwheel: {found}", flush=True)
+    if found is None:
+        return
+    needs, says = (re.fullmatch(r"manylinux_2_(\d+)_(.+)", tag) for tag in (found, own))
+    if needs is None or says is None or needs[2] != says[2] or int(needs[1]) > int(says[1]):
+        sys.exit(f"{wheel.name}: found {own}, accepted: {found} or a later glibc's")
+
+
+def built(folder: Path) -> Path:
+    """The wheel of this tree without the torch ops, tagged for this machine's C library."""
+    version = platform.libc_ver()[1].replace(".", "_")
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", folder / "build"]
+    command += ["bdist_wheel", "--dist-dir", folder, "--bdist-dir", folder / "bdist"]
+    command += ["--plat-name", f"manylinux_{version}_{platform.machine()}"]
+    run(*command, cwd=ROOT, env={**os.environ, "DEFAKEQ_TORCH": "off"})
+    (wheel,) = folder.glob("*.whl")
+    check_tag(wheel)
+    return wheel
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["tag"]:
+        return check_tag(Path(sys.argv[2]))
     from defakeq_kernels import runtime
 
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        wheels = folder / "wheels"
-        build = ("--no-build-isolation", "--no-deps", "--quiet", "--wheel-dir", wheels)
-        run(sys.executable, "-m", "pip", "wheel", *build, ROOT)
-        (wheel,) = wheels.glob("*.whl")
-        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
+        wheel = built(folder / "wheels")
         home = folder / "environment"
         venv.create(home, with_pip=True)
         there = home / "bin/python"

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.arm import loops
+from bench.arm import cache, loops
 from bench.arm.counting import a_call, row
-from bench.arm.networks import NETWORKS
+from bench.arm.estimate import estimates
+from bench.arm.networks import NETWORKS, macs_of
 from bench.arm.networks import measure as measure_networks
 from bench.arm.peer_layers import LAYERS, file_name
 
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--no-peers", action="store_true", help="count this project's kernels only")
+    parser.add_argument(
+        "--keep-peers", action="store_true", help="take the peers' rows from the file as it is"
+    )
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=CPUS)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     arguments = parser.parse_args()
@@ -74,18 +78,33 @@ def main() -> None:
             f"{loop['kernel']:32s} {loop['model']:12s} {loop['mac_per_cycle']:6} MAC/cycle, "
             f"{loop['stack_references']} stack references"
         )
-    rows = own_rows(arguments.cpus, arguments.build, environment)
-    site = arguments.home / "site"
-    if not arguments.no_peers:
+    count_peers = not (arguments.no_peers or arguments.keep_peers)
+    rows: list[dict[str, object]] = []
+    if arguments.keep_peers:
+        before = json.loads(arguments.json.read_text())["rows"]
+        rows += [row for row in before if row["engine"] != "defakeq"]
+    document = {"rows": rows, "loops": modelled, "cache": [], "estimates": []}
+
+    def save() -> None:  # after each part: the whole takes an hour
+        temporary = arguments.json.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(arguments.json)
+
+    rows += own_rows(arguments.cpus, arguments.build, environment)
+    save()
+    if count_peers:
         folder = arguments.home / "layers"
         subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", str(folder)], check=True)
-        rows += peer_rows(arguments.cpus, folder, site, environment)
-    rows += measure_networks(
-        arguments.networks, arguments.build, arguments.home, not arguments.no_peers, environment
-    )
-    temporary = arguments.json.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"rows": rows, "loops": modelled}, indent=1) + "\n")
-    temporary.replace(arguments.json)
+        rows += peer_rows(arguments.cpus, folder, arguments.home / "site", environment)
+        save()
+    for name in arguments.networks:
+        rows += measure_networks([name], arguments.build, arguments.home, count_peers, environment)
+        save()
+    macs = {layer.name: layer.macs for layer in LAYERS}
+    macs |= {name: macs_of(name) for name in arguments.networks}
+    document["estimates"] = estimates(rows, modelled, macs)
+    document["cache"] = cache.measure(arguments.build, environment)
+    save()
 
 
 if __name__ == "__main__":

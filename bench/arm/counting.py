@@ -10,19 +10,30 @@ from pathlib import Path
 EMULATE = Path(__file__).resolve().parents[2] / "tools/arm/emulate.sh"
 
 
-def count(cpu: str, command: list[str], environment: dict[str, str]) -> int:
-    """Return the guest's instructions of one run."""
+def _numbers(
+    option: str, names: tuple[str, ...], cpu: str, command: list[str], environment: dict[str, str]
+) -> list[int]:
     result = subprocess.run(
-        [str(EMULATE), "--count", cpu, *command],
+        [str(EMULATE), option, cpu, *command],
         env={**os.environ, **environment},
         check=False,
         capture_output=True,
         text=True,
     )
-    found = re.search(r"^instructions (\d+)$", result.stderr, re.MULTILINE)
-    if result.returncode != 0 or found is None:
+    found = dict(re.findall(r"^(\w+) (\d+)$", result.stderr, re.MULTILINE))
+    if result.returncode != 0 or not set(names) <= found.keys():
         raise RuntimeError(f"{' '.join(command)} on {cpu}: {result.stderr[-500:]}")
-    return int(found[1])
+    return [int(found[name]) for name in names]
+
+
+def count(cpu: str, command: list[str], environment: dict[str, str]) -> int:
+    """Return the guest's instructions of one run."""
+    return _numbers("--count", ("instructions",), cpu, command, environment)[0]
+
+
+def misses(cpu: str, command: list[str], environment: dict[str, str]) -> list[int]:
+    """Return the guest's misses of the first and of the second level of data cache in one run."""
+    return _numbers("--misses", ("first", "second"), cpu, command, environment)
 
 
 def a_call(

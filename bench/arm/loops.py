@@ -45,6 +45,12 @@ LOOPS = (
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
+        "dwconv 3x3, few bits, smlal",
+        "neon/dq_dwconv",
+        r"dw_chain_rows<.*\)2, 3, 1>",
+        ("cortex-a72", "cortex-a53"),
+    ),
+    Loop(
         "dwconv 3x3, sdot", "neondot/dq_dwconv", r"DwFinish\)2, 2, 3", ("cortex-a76", "cortex-a55")
     ),
 )

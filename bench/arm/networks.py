@@ -19,6 +19,7 @@ from bench.arm.counting import a_call, row
 from defakeq.bench.engine import Network
 from defakeq.bench.engines import Defakeq, Onnxruntime, prepared
 from defakeq.bench.models import network_of
+from defakeq_kernels.runtime import load
 
 NETWORKS = ("resnet34", "mobilenetv3_large", "efficientnet_b4", "swin_base")
 PLANS = ("8", "4", "half")
@@ -77,6 +78,12 @@ def peer_rows(
             command = ["python3", PEER, name, str(path), "{calls}"]
             rows.append(row(network.name, 8, name, CPU, a_call(CPU, command, python, CALLS)))
     return rows
+
+
+def macs_of(name: str) -> int:
+    """Return the multiply-accumulates of a network's dense program, an image."""
+    engine = Defakeq("4")
+    return int(load(prepared(network_of(name), engine) / engine.file, threads=1).info["macs"])
 
 
 def measure(

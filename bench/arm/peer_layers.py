@@ -21,6 +21,12 @@ class Layer(NamedTuple):
     size: int
     groups: int
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        per_output = self.kernel**2 * self.channels // self.groups
+        return self.size**2 * self.channels * per_output
+
 
 LAYERS = (
     Layer("conv 3x3 64@56x56", 64, 3, 56, 1),

@@ -146,6 +146,7 @@ struct DwF32Args {
   int64_t out_w, oy0, oy1;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t channels;
+  int last_lanes;       // lanes of the last block whose results matter; the others may be anything
   const float* weight;  // [blocks][kh * kw][16]
   const float* scale;
   const float* bias;

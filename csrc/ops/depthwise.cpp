@@ -125,7 +125,9 @@ void Depthwise::run_rows(int64_t task, int64_t oy0, int64_t oy1) {
   }
   a.channels = (int64_t{layer_.blocks} - layer_.int_blocks) * kBlock;
   if (layer_.direct) a.channels = std::min(a.channels, layer_.out_channels - slot);
-  a.weight = layer_.at<float>(layer_.at<PackedBlock>(layer_.block_table)[layer_.int_blocks].weight);
+  const auto* block = layer_.at<PackedBlock>(layer_.block_table);
+  a.last_lanes = block[layer_.blocks - 1].lanes;
+  a.weight = layer_.at<float>(block[layer_.int_blocks].weight);
   a.scale = layer_.at<float>(layer_.scale) + slot;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.has_row_scale = activations_.image_scale() != nullptr;

@@ -475,8 +475,9 @@ void check_dw_s8(const KernelTable& isa, Random& random, int) {
   a.pad_value =
       static_cast<int8_t>(random.one_of<int64_t>({0, -128, 127, random.between(-128, 127)}));
   const int64_t group_rows = int64_t{(a.kernel[0] + 3) / 4} * 4;
+  const int64_t largest = random.one_of<int64_t>({7, 28, 127});
   std::vector<int8_t> weight =
-      random.integers<int8_t>(blocks * group_rows * a.kernel[1] * kBlock, -128, 127);
+      random.integers<int8_t>(blocks * group_rows * a.kernel[1] * kBlock, -largest - 1, largest);
   for (size_t i = 0; i < weight.size(); ++i) {
     const auto at = static_cast<int64_t>(i);
     const int64_t group = at / (a.kernel[1] * kBlock * 4) % (group_rows / 4);
@@ -529,6 +530,7 @@ void check_dw_f32(const KernelTable& isa, Random& random, int) {
       random.floats(blocks * a.kernel[0] * a.kernel[1] * kBlock, 1.0f);
   a.x = x.data();
   a.weight = weight.data();
+  a.last_lanes = static_cast<int>(a.channels - (blocks - 1) * kBlock);
   const Lanes l = random_lanes(random, 1, blocks * kBlock, 100.0f);
   a.scale = l.scale.data();
   a.bias = l.bias.data();

@@ -1,17 +1,27 @@
 #!/bin/sh
 # Runs a 64-bit ARM program as a given CPU, in the root file system that setup.sh made, if it did.
-# usage: emulate.sh [--count] CPU PROGRAM [ARG ...]
+# usage: emulate.sh [--count | --marks | --blocks | --misses] CPU PROGRAM [ARG ...]
 #   CPU      cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max, ... (qemu-aarch64 -cpu help)
 #   PROGRAM  a program, or python3 for that of the root file system (PYTHONPATH is passed on)
-# --count prints "instructions N" to the standard error. An instruction that the CPU lacks ends in
-# SIGILL. The guest's /proc/cpuinfo is made to match, since libraries read it.
+# To the standard error, --count prints "instructions N", --marks also "mark N" at every reading of the
+# clock, --blocks also "block ADDRESS LENGTH EXECUTIONS" of every piece of code, --misses prints
+# "first N" and "second N", the misses of two levels of data cache. An instruction that the CPU lacks
+# ends in SIGILL. The guest's /proc/cpuinfo is made to match, since libraries read it.
 set -eu
 home=${DEFAKEQ_ARM_HOME:-$(cd "$(dirname "$0")/../.." && pwd)/build/arm}
 plugin=""
-if [ "$1" = --count ]; then
-  plugin="-plugin $home/libcount.so"
-  shift
-fi
+case $1 in
+  --count) plugin="-plugin $home/libcount.so" ;;
+  --marks) plugin="-plugin $home/libcount.so,marks=on" ;;
+  --blocks) plugin="-plugin $home/libcount.so,blocks=on" ;;
+  --misses)
+    case $2 in
+      cortex-a53 | cortex-a72) plugin="-plugin $home/libmisses.so,l1=32,l2=512" ;;
+      *) plugin="-plugin $home/libmisses.so,l1=64,l2=512" ;;
+    esac
+    ;;
+esac
+if [ -n "$plugin" ]; then shift; fi
 cpu=$1
 shift
 sysroot=/usr/aarch64-linux-gnu

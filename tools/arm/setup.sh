@@ -33,9 +33,12 @@ fi
 mkdir -p "$home"
 case " $* " in
   *" bench "*)
-    if [ ! -e "$home/libcount.so" ]; then
-      cc -O2 -fPIC -shared -fvisibility=hidden "$root/tools/arm/count_instructions.c" -o "$home/libcount.so"
-    fi
+    for name in count_instructions:libcount count_misses:libmisses; do
+      source=$root/tools/arm/${name%:*}.c library=$home/${name#*:}.so
+      if [ ! "$library" -nt "$source" ]; then
+        cc -O2 -fPIC -shared -fvisibility=hidden "$source" -o "$library"
+      fi
+    done
     ;;
 esac
 case " $* " in

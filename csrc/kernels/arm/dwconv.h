@@ -27,6 +27,10 @@ DQ_INLINE const float* again(const float* p) {
   __asm__("" : "+r"(p));
   return p;
 }
+DQ_INLINE const int8_t* again(const int8_t* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
 DQ_INLINE const int32_t* again(const int32_t* p) {
   __asm__("" : "+r"(p));
   return p;
@@ -88,6 +92,13 @@ inline void dw_begin(DwBlock& k, const DwS8Args& a, int64_t c0) {
   }
 }
 
+// Applies the table, if there is one, to the block's finished bytes.
+DQ_INLINE void dw_replace_outputs(const DwBlock& k) {
+  const DwS8Args& a = *k.a;
+  replace_outputs(a.post, static_cast<int8_t*>(a.out) + a.oy0 * a.out_w * a.out_stride + k.c0,
+                  a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
+}
+
 // run.operator()<finish>() for the block, and the table where there is one.
 template <class Run>
 DQ_INLINE void dw_with_finish(const DwBlock& k, Run&& run) {
@@ -99,8 +110,7 @@ DQ_INLINE void dw_with_finish(const DwBlock& k, Run&& run) {
   }
   k.int8.bare ? run.template operator()<DwFinish::kBareInt8>()
               : run.template operator()<DwFinish::kInt8>();
-  replace_outputs(a.post, static_cast<int8_t*>(a.out) + a.oy0 * a.out_w * a.out_stride + k.c0,
-                  a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
+  dw_replace_outputs(k);
 }
 
 }  // namespace

@@ -4,8 +4,11 @@
 // weights moved by a byte.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/arm/dwconv.h"
 #include "kernels/arm/dwconv_3x3_dot.h"
+#include "kernels/arm/dwconv_chain.h"
 
 namespace defakeq {
 namespace {
@@ -83,12 +86,8 @@ inline void interleave(const DwDot& k, int64_t iy, int8_t* columns) {
     for (int j = 0; j < 4; ++j) {
       if (row[j] == nullptr) {
         v[j] = pad;
-      } else if (k.n == kBlock) {
-        v[j] = vld1q_s8(row[j] + at);
       } else {
-        int8_t bytes[kBlock] = {};
-        std::memcpy(bytes, row[j] + at, static_cast<size_t>(k.n));
-        v[j] = vld1q_s8(bytes);
+        v[j] = load_bytes(row[j] + at, k.n);
       }
     }
     store_column(columns + c * 64, v);
@@ -238,7 +237,8 @@ inline void dw_run(const DwDot& k) {
 }
 
 inline size_t dw_dot_scratch(const DwS8Args& a) {
-  return static_cast<size_t>(dw_groups(a) * (dw_columns(a) * 64 + int64_t{a.kernel[1]} * 128));
+  const int64_t bytes = dw_groups(a) * (dw_columns(a) * 64 + int64_t{a.kernel[1]} * 128);
+  return std::max(static_cast<size_t>(bytes), dw_chain_scratch(a));
 }
 
 inline void dw_dot(const DwS8Args& a) {
@@ -248,8 +248,10 @@ inline void dw_dot(const DwS8Args& a) {
   k.columns = static_cast<int8_t*>(a.scratch);
   k.weight = k.columns + k.groups * dw_columns(a) * 64;
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
+    const int8_t* weight = a.weight + c0 * channel_bytes;
+    if (dw_chain(a, c0, weight)) continue;
     dw_begin(k, a, c0);
-    prepare_weights(k, a.weight + c0 * channel_bytes);
+    prepare_weights(k, weight);
     dw_with_finish(k, [&]<DwFinish kFinish>() {
       a.window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
     });

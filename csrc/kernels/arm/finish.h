@@ -43,15 +43,11 @@ DQ_INLINE bool has_plain_residual(const Post& post) {
 
 DQ_INLINE void add_int8_residual(const Post& post, const int8_t* residual, int64_t n,
                                  float32x4_t (&y)[kParts]) {
-  int8_t tail[kBlock] = {};
-  if (n < kBlock) {
-    std::memcpy(tail, residual, static_cast<size_t>(n));
-    residual = tail;
-  }
+  const int8x16_t bytes = load_bytes(residual, n);
   const int8x8_t zero = vdup_n_s8(static_cast<int8_t>(post.residual_zero_point));
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
-    const int16x8_t q = vsubl_s8(vld1_s8(residual + i * 8), zero);
+    const int16x8_t q = vsubl_s8(i == 0 ? vget_low_s8(bytes) : vget_high_s8(bytes), zero);
     const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(q)));
     const float32x4_t high = vcvtq_f32_s32(vmovl_high_s16(q));
     y[2 * i] = vfmaq_n_f32(y[2 * i], low, post.residual_scale);
@@ -69,13 +65,15 @@ DQ_INLINE PlainInt8 plain_int8_of(const Post& post) {
           static_cast<int8_t>(highest)};
 }
 
-template <bool kBare>
+// kGuard: there may be NaN, which comes out lowest.
+template <bool kBare, bool kGuard = false>
 DQ_INLINE int8x16_t to_bytes(const PlainInt8& p, const float32x4_t (&y)[kParts]) {
   int16x8_t q[2];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
     const auto round = [&](float32x4_t v) __attribute__((always_inline)) {
-      return vcvtnq_s32_f32(kBare ? v : vmulq_n_f32(v, p.inv_scale));
+      const int32x4_t n = vcvtnq_s32_f32(kBare ? v : vmulq_n_f32(v, p.inv_scale));
+      return kGuard ? vbslq_s32(vceqq_f32(v, v), n, vdupq_n_s32(INT32_MIN)) : n;
     };
     q[i] = vqmovn_high_s32(vqmovn_s32(round(y[2 * i])), round(y[2 * i + 1]));
     q[i] = vqaddq_s16(q[i], vdupq_n_s16(p.zero_point));
@@ -83,16 +81,6 @@ DQ_INLINE int8x16_t to_bytes(const PlainInt8& p, const float32x4_t (&y)[kParts])
   const int8x16_t bytes = vqmovn_high_s16(vqmovn_s16(q[0]), q[1]);
   if constexpr (kBare) return bytes;
   return vminq_s8(vmaxq_s8(bytes, vdupq_n_s8(p.lowest)), vdupq_n_s8(p.highest));
-}
-
-DQ_INLINE void store_bytes(int8_t* out, int64_t n, int8x16_t bytes) {
-  if (n >= kBlock) {
-    vst1q_s8(out, bytes);
-  } else {
-    int8_t tail[kBlock];
-    vst1q_s8(tail, bytes);
-    std::memcpy(out, tail, static_cast<size_t>(n));
-  }
 }
 
 // Of a product whose kernel read w = code - offset.
@@ -103,8 +91,7 @@ struct Finish {
 };
 
 DQ_INLINE Finish finish_of(const GemmS8Args& a, int32_t offset) {
-  return {a.row_scale == nullptr && a.row_bias == nullptr &&
-              (a.post.residual == nullptr || has_plain_residual(a.post)) &&
+  return {a.row_scale == nullptr && (a.post.residual == nullptr || has_plain_residual(a.post)) &&
               is_plain_int8(a.post, a.scale, a.bias, int64_t{a.blocks} * kBlock),
           offset, plain_int8_of(a.post)};
 }
@@ -116,8 +103,9 @@ DQ_INLINE const int32_t* start_of(const GemmS8Args& a, const Finish& f, int bloc
   return f.int8_only ? a.correction + block * kBlock : kNothing;
 }
 
-// acc[r]: start + sum((code - offset) * x) of row + r, block `block`.
-template <bool kBare, bool kResidual, int R>
+// acc[r]: start + sum((code - offset) * x) of row + r, block `block`. kRowBias: a.row_bias is
+// there.
+template <bool kBare, bool kResidual, bool kRowBias, int R>
 DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, int block,
                            const int32x4_t (&acc)[R][kParts]) {
   const int col = block * kBlock;
@@ -130,7 +118,9 @@ DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, in
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int32x4_t v = vmlsq_s32(acc[r][i], zero, vld1q_dup_s32(a.row_sum + row + r));
-      y[r][i] = vfmaq_f32(bias, vcvtq_f32_s32(v), scale);
+      const float32x4_t from =
+          kRowBias ? vld1q_f32(a.row_bias + (row + r) * a.row_bias_stride + at) : bias;
+      y[r][i] = vfmaq_f32(from, vcvtq_f32_s32(v), scale);
     }
   }
 #pragma GCC unroll 8
@@ -141,7 +131,7 @@ DQ_INLINE void finish_int8(const GemmS8Args& a, const Finish& f, int64_t row, in
                         y[r]);
     }
     store_bytes(static_cast<int8_t*>(a.out) + (row + r) * a.out_stride + col, a.n - col,
-                to_bytes<kBare>(f.plain, y[r]));
+                to_bytes<kBare, kRowBias>(f.plain, y[r]));
   }
 }
 
@@ -157,14 +147,18 @@ __attribute__((noinline)) inline void finish_any(const GemmS8Args& a, int32_t of
 template <int R>
 DQ_INLINE void finish_tile(const GemmS8Args& a, const Finish& f, int64_t row, int block,
                            const int32x4_t (&acc)[R][kParts]) {
+  const bool residual = a.post.residual != nullptr;
   if (!f.int8_only) {
     for (int r = 0; r < R; ++r) finish_any(a, f.offset, row + r, block, acc[r]);
-  } else if (a.post.residual != nullptr) {
-    finish_int8<false, true, R>(a, f, row, block, acc);
+  } else if (a.row_bias != nullptr) {
+    residual ? finish_int8<false, true, true, R>(a, f, row, block, acc)
+             : finish_int8<false, false, true, R>(a, f, row, block, acc);
+  } else if (residual) {
+    finish_int8<false, true, false, R>(a, f, row, block, acc);
   } else if (f.plain.bare) {
-    finish_int8<true, false, R>(a, f, row, block, acc);
+    finish_int8<true, false, false, R>(a, f, row, block, acc);
   } else {
-    finish_int8<false, false, R>(a, f, row, block, acc);
+    finish_int8<false, false, false, R>(a, f, row, block, acc);
   }
 }
 
@@ -190,12 +184,7 @@ struct Table {
 DQ_INLINE void lookup_bytes(const int8_t* x, int64_t count, const Table& table, int8_t* out) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) vst1q_s8(out + i, table.at(vld1q_s8(x + i)));
-  if (i < count) {
-    int8_t tail[16] = {};
-    std::memcpy(tail, x + i, static_cast<size_t>(count - i));
-    vst1q_s8(tail, table.at(vld1q_s8(tail)));
-    std::memcpy(out + i, tail, static_cast<size_t>(count - i));
-  }
+  if (i < count) store_bytes(out + i, count - i, table.at(load_bytes(x + i, count - i)));
 }
 
 // Applies the table of a plain int8 epilogue to finished rows of n bytes.

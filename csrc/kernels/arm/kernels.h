@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/isa_kernels.h"
+#include "kernels/node_args.h"
 
 #ifndef DQ_ISA
 #error "DQ_ISA names the tier: the build defines it"
@@ -14,5 +15,6 @@ namespace defakeq::DQ_ISA {
 
 void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length);
 void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
+void binary(const BinaryArgs& g, int64_t begin, int64_t end);
 
 }  // namespace defakeq::DQ_ISA

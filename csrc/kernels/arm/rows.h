@@ -14,12 +14,6 @@ DQ_INLINE int32x4_t add_bytes(int32x4_t sum, int8x16_t x) {
 #endif
 }
 
-DQ_INLINE int8x16_t load_bytes(const int8_t* x, int64_t count) {
-  int8_t bytes[16] = {};
-  std::memcpy(bytes, x, static_cast<size_t>(count));
-  return vld1q_s8(bytes);
-}
-
 inline void row_sums_of(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
                         int64_t length, int32_t* sums) {
   if (taps == 1 && length % 16 == 0 && length <= 64) {  // pixels
@@ -76,13 +70,7 @@ inline void shuffle_block(const ShuffleSource* sources, int count, const uint8_t
         from[s] += src_stride;
       }
     }
-    if constexpr (kWhole) {
-      vst1q_u8(dst, bytes);
-    } else {
-      uint8_t last[kBlock];
-      vst1q_u8(last, bytes);
-      std::memcpy(dst, last, static_cast<size_t>(n));
-    }
+    store_bytes(reinterpret_cast<int8_t*>(dst), kWhole ? kBlock : n, vreinterpretq_s8_u8(bytes));
     dst += dst_stride;
   }
 }

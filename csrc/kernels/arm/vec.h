@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/kernel_table.h"
+#include "kernels/simd/math.h"
+
 namespace defakeq {
 namespace {
 
@@ -57,6 +60,27 @@ struct Vec {
     const float32x2_t pairs = vadd_f32(vget_low_f32(v), vget_high_f32(v));
     return vget_lane_f32(pairs, 0) + vget_lane_f32(pairs, 1);
   }
+  // Adds rows of B blocks of bytes; int16 holds 256 of them.
+  template <int B>
+  static void add_rows(const int8_t* x, int64_t rows, int64_t stride, I (&sum)[B * 4]) {
+    while (rows > 0) {
+      const int64_t count = rows < 256 ? rows : 256;
+      int16x8_t part[B * 2];
+      for (auto& p : part) p = vdupq_n_s16(0);
+      for (int64_t r = 0; r < count; ++r, x += stride) {
+        for (int b = 0; b < B; ++b) {
+          const int8x16_t v = vld1q_s8(x + b * kBlock);
+          part[2 * b] = vaddw_s8(part[2 * b], vget_low_s8(v));
+          part[2 * b + 1] = vaddw_high_s8(part[2 * b + 1], v);
+        }
+      }
+      for (int i = 0; i < B * 2; ++i) {
+        sum[2 * i] = vaddw_s16(sum[2 * i], vget_low_s16(part[i]));
+        sum[2 * i + 1] = vaddw_high_s16(sum[2 * i + 1], part[i]);
+      }
+      rows -= count;
+    }
+  }
   static I lookup(const int8_t* table, I v) {
     int32_t lanes[W];
     vst1q_s32(lanes, v);
@@ -64,6 +88,39 @@ struct Vec {
     return vld1q_s32(lanes);
   }
 };
+
+// n < 8 bytes from p on, then zeros.
+DQ_INLINE uint64_t load_few(const int8_t* p, int64_t n) {
+  if (n >= 4) {  // both ends
+    uint32_t first, last;
+    std::memcpy(&first, p, 4);
+    std::memcpy(&last, p + n - 4, 4);
+    return first | uint64_t{last} << (8 * (n - 4));
+  }
+  uint64_t bytes = 0;
+  for (int64_t i = 0; i < n; ++i) bytes |= uint64_t{static_cast<uint8_t>(p[i])} << (8 * i);
+  return bytes;
+}
+
+// n <= 16 bytes from p on, then zeros.
+DQ_INLINE int8x16_t load_bytes(const int8_t* p, int64_t n) {
+  if (n >= kBlock) return vld1q_s8(p);
+  if (n < 8) return vreinterpretq_s8_u64(vcombine_u64(vcreate_u64(load_few(p, n)), vcreate_u64(0)));
+  return vcombine_s8(vld1_s8(p), vcreate_s8(load_few(p + 8, n - 8)));
+}
+
+// The first n bytes, or all 16.
+DQ_INLINE void store_bytes(int8_t* out, int64_t n, int8x16_t bytes) {
+  if (n >= kBlock) return vst1q_s8(out, bytes);
+  int8x8_t part = vget_low_s8(bytes);
+  if ((n & 8) != 0) {
+    vst1_s8(out, part);
+    part = vget_high_s8(bytes);
+    out += 8;
+  }
+  uint64_t rest = vget_lane_u64(vreinterpret_u64_s8(part), 0);
+  for (int64_t i = n & 7; i > 0; --i, rest >>= 8) *out++ = static_cast<int8_t>(rest);
+}
 
 }  // namespace
 }  // namespace defakeq

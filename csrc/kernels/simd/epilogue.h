@@ -29,29 +29,29 @@ DQ_INLINE typename V::F activate(Activation activation, typename V::F y) {
   return y;
 }
 
-template <class V>
+template <class V, size_t kParts>
 DQ_INLINE void add_residual(const Post& post, int64_t row, int64_t col, int n,
-                            typename V::F (&y)[kBlock / V::W]) {
-  constexpr int kParts = kBlock / V::W;
+                            typename V::F (&y)[kParts]) {
+  constexpr int kLanes = static_cast<int>(kParts) * V::W;
   const int64_t at = row * post.residual_stride + col;
   if (post.residual_dtype == DType::kFloat32) {
     const float* p = static_cast<const float*>(post.residual) + at;
-    float tail[kBlock] = {};
-    if (n < kBlock) {
+    float tail[kLanes] = {};
+    if (n < kLanes) {
       std::memcpy(tail, p, sizeof(float) * static_cast<size_t>(n));
       p = tail;
     }
-    for (int i = 0; i < kParts; ++i) {
+    for (size_t i = 0; i < kParts; ++i) {
       y[i] = V::fma(V::load(p + i * V::W), V::set1(post.residual_scale), y[i]);
     }
   } else {
     const int8_t* p = static_cast<const int8_t*>(post.residual) + at;
-    int8_t tail[kBlock] = {};
-    if (n < kBlock) {
+    int8_t tail[kLanes] = {};
+    if (n < kLanes) {
       std::memcpy(tail, p, static_cast<size_t>(n));
       p = tail;
     }
-    for (int i = 0; i < kParts; ++i) {
+    for (size_t i = 0; i < kParts; ++i) {
       const typename V::I q =
           V::sub_i(V::load_s8(p + i * V::W), V::set1_i(post.residual_zero_point));
       y[i] = V::fma(V::to_f(q), V::set1(post.residual_scale), y[i]);
@@ -74,32 +74,32 @@ DQ_INLINE typename V::I requantize(const Post& post, typename V::F y) {
   return post.table != nullptr ? V::lookup(post.table, q) : q;
 }
 
-// Stores the n <= 16 outputs y of row `row` from column `col` on.
-template <class V>
+// Stores the outputs y of row `row` from column `col` on, or the first n of them.
+template <class V, size_t kParts>
 DQ_INLINE void finish_block(const Post& post, void* out, int64_t out_stride, int64_t row,
-                            int64_t col, int n, typename V::F (&y)[kBlock / V::W]) {
-  constexpr int kParts = kBlock / V::W;
+                            int64_t col, int n, typename V::F (&y)[kParts]) {
+  constexpr int kLanes = static_cast<int>(kParts) * V::W;
   if (post.residual != nullptr) add_residual<V>(post, row, col, n, y);
   if (post.activation != Activation::kNone) {
-    for (int i = 0; i < kParts; ++i) y[i] = activate<V>(post.activation, y[i]);
+    for (size_t i = 0; i < kParts; ++i) y[i] = activate<V>(post.activation, y[i]);
   }
   const int64_t at = row * out_stride + col;
   if (post.out_dtype == DType::kFloat32) {
     float* p = static_cast<float*>(out) + at;
-    if (n == kBlock) {
-      for (int i = 0; i < kParts; ++i) V::store(p + i * V::W, y[i]);
+    if (n >= kLanes) {
+      for (size_t i = 0; i < kParts; ++i) V::store(p + i * V::W, y[i]);
     } else {
-      float tail[kBlock];
-      for (int i = 0; i < kParts; ++i) V::store(tail + i * V::W, y[i]);
+      float tail[kLanes];
+      for (size_t i = 0; i < kParts; ++i) V::store(tail + i * V::W, y[i]);
       std::memcpy(p, tail, sizeof(float) * static_cast<size_t>(n));
     }
   } else {
     int8_t* p = static_cast<int8_t*>(out) + at;
-    if (n == kBlock) {
-      for (int i = 0; i < kParts; ++i) V::store_s8(p + i * V::W, requantize<V>(post, y[i]));
+    if (n >= kLanes) {
+      for (size_t i = 0; i < kParts; ++i) V::store_s8(p + i * V::W, requantize<V>(post, y[i]));
     } else {
-      int8_t tail[kBlock];
-      for (int i = 0; i < kParts; ++i) V::store_s8(tail + i * V::W, requantize<V>(post, y[i]));
+      int8_t tail[kLanes];
+      for (size_t i = 0; i < kParts; ++i) V::store_s8(tail + i * V::W, requantize<V>(post, y[i]));
       std::memcpy(p, tail, static_cast<size_t>(n));
     }
   }

@@ -9,13 +9,13 @@
 
 namespace defakeq::simd {
 
-// y of row `row`, block `block` from its chains.
-template <class V>
+// y of row `row`, block `block` from its chains, which may be those of the first lanes only.
+template <class V, size_t P>
 DQ_INLINE void gemm_f32_finish(const GemmF32Args& a, int64_t row, int block,
-                               typename V::F (&acc)[kBlock / V::W]) {
+                               typename V::F (&acc)[P]) {
   const int col = block * kBlock;
   if (!a.chain_from_bias) {
-    for (int i = 0; i < kBlock / V::W; ++i) {
+    for (int i = 0; i < static_cast<int>(P); ++i) {
       const int at = col + i * V::W;
       typename V::F f = acc[i];
       if (a.row_scale != nullptr) f = V::mul(f, V::set1(a.row_scale[row]));
@@ -89,11 +89,7 @@ DQ_INLINE void gemm_f32_tile(const GemmF32Args& a, int64_t row, int first_block)
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < NB; ++b) {
-      typename V::F whole[kBlock / V::W];
-      for (int i = 0; i < kBlock / V::W; ++i) whole[i] = i < P ? acc[r][b][i] : V::set1(0.0f);
-      gemm_f32_finish<V>(a, row + r, first_block + b, whole);
-    }
+    for (int b = 0; b < NB; ++b) gemm_f32_finish<V>(a, row + r, first_block + b, acc[r][b]);
   }
 }
 
@@ -162,14 +158,15 @@ void gemm_f32(const GemmF32Args& a) {
   }
 }
 
-// Outputs (oy, ox) to (oy, ox + kX - 1) of block b; kInside: none reads padding left or right.
-template <class V, int kX, bool kInside>
+// Outputs (oy, ox) to (oy, ox + kX - 1) of the first P vectors of block b; kInside: none reads
+// padding left or right, and so many channels are there.
+template <class V, int kX, int P, bool kInside>
 DQ_INLINE void dw_f32_outputs(const DwF32Args& a, int64_t b, int n, int64_t oy, int64_t ox) {
-  constexpr int kParts = kBlock / V::W;
+  constexpr int kLanes = P * V::W;
   const int64_t c = b * kBlock, step = a.stride[1] * a.x_stride;
-  typename V::F acc[kX][kParts];
+  typename V::F acc[kX][P];
   for (int k = 0; k < kX; ++k) {
-    for (int i = 0; i < kParts; ++i) acc[k][i] = V::set1(0.0f);
+    for (int i = 0; i < P; ++i) acc[k][i] = V::set1(0.0f);
   }
   const float* w = a.weight + b * a.kernel[0] * a.kernel[1] * kBlock;
   int64_t iy = oy * a.stride[0] - a.padding[0];
@@ -178,20 +175,20 @@ DQ_INLINE void dw_f32_outputs(const DwF32Args& a, int64_t b, int n, int64_t oy, 
     for (int kx = 0; kx < a.kernel[1]; ++kx, ix += a.dilation[1], w += kBlock) {
       if (iy < 0 || iy >= a.h || (!kInside && (ix < 0 || ix >= a.w))) continue;
       const float* x = a.x + (iy * a.w + ix) * a.x_stride + c;
-      float tail[kBlock] = {};
-      if (!kInside && n < kBlock) {
+      float tail[kLanes] = {};
+      if (!kInside && n < kLanes) {
         std::memcpy(tail, x, sizeof(float) * static_cast<size_t>(n));
         x = tail;
       }
       for (int k = 0; k < kX; ++k) {
-        for (int i = 0; i < kParts; ++i) {
+        for (int i = 0; i < P; ++i) {
           acc[k][i] = V::fma(V::load(w + i * V::W), V::load(x + k * step + i * V::W), acc[k][i]);
         }
       }
     }
   }
   for (int k = 0; k < kX; ++k) {
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i < P; ++i) {
       const int64_t at = c + i * V::W;
       if (a.has_row_scale) acc[k][i] = V::mul(acc[k][i], V::set1(a.row_scale));
       acc[k][i] = V::fma(acc[k][i], V::load(a.scale + at), V::load(a.bias + at));
@@ -200,26 +197,39 @@ DQ_INLINE void dw_f32_outputs(const DwF32Args& a, int64_t b, int n, int64_t oy, 
   }
 }
 
-template <class V>
-void dw_f32(const DwF32Args& a) {
+template <class V, int P>
+void dw_f32_block(const DwF32Args& a, int64_t b) {
   constexpr int kX = 4;
-  const int64_t blocks = (a.channels + kBlock - 1) / kBlock;
   const int64_t last = (kX - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1];
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t left = a.channels - b * kBlock;
-    const int n = static_cast<int>(left < kBlock ? left : kBlock);
-    for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
-      for (int64_t ox = 0; ox < a.out_w;) {
-        const int64_t ix = ox * a.stride[1] - a.padding[1];
-        if (n == kBlock && ox + kX <= a.out_w && ix >= 0 && ix + last < a.w) {
-          dw_f32_outputs<V, kX, true>(a, b, n, oy, ox);
-          ox += kX;
-        } else {
-          dw_f32_outputs<V, 1, false>(a, b, n, oy, ox);
-          ++ox;
-        }
+  const int64_t left = a.channels - b * kBlock;
+  const int n = static_cast<int>(left < P * V::W ? left : P * V::W);
+  for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
+    for (int64_t ox = 0; ox < a.out_w;) {
+      const int64_t ix = ox * a.stride[1] - a.padding[1];
+      if (n == P * V::W && ox + kX <= a.out_w && ix >= 0 && ix + last < a.w) {
+        dw_f32_outputs<V, kX, P, true>(a, b, n, oy, ox);
+        ox += kX;
+      } else {
+        dw_f32_outputs<V, 1, P, false>(a, b, n, oy, ox);
+        ++ox;
       }
     }
+  }
+}
+
+template <class V>
+void dw_f32(const DwF32Args& a) {
+  constexpr int kParts = kBlock / V::W;
+  const int64_t blocks = (a.channels + kBlock - 1) / kBlock;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int lanes = b + 1 < blocks ? kBlock : a.last_lanes;
+    if constexpr (kParts > 1) {
+      if (lanes <= V::W) {
+        dw_f32_block<V, 1>(a, b);
+        continue;
+      }
+    }
+    dw_f32_block<V, kParts>(a, b);
   }
 }
 

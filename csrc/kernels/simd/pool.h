@@ -36,6 +36,9 @@ template <class V, int B>
 DQ_INLINE void sum_columns(const int8_t* x, int64_t rows, int64_t stride,
                            typename V::I (&sum)[B * kBlock / V::W]) {
   constexpr int kParts = B * kBlock / V::W;
+  if constexpr (requires { V::template add_rows<B>(x, rows, stride, sum); }) {
+    return V::template add_rows<B>(x, rows, stride, sum);
+  }
   for (int64_t r = 0; r < rows; ++r) {
     for (int i = 0; i < kParts; ++i) {
       sum[i] = V::add_i(sum[i], V::load_s8(x + r * stride + i * V::W));

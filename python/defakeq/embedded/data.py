@@ -67,7 +67,8 @@ class Base:
 def load_photo(name: str) -> ByteImage:
     """Return a bundled photograph as uint8 RGB of shape (height, width, 3).
 
-    Raises ``ValueError`` when there is no such photograph.
+    Raises ``ValueError`` when there is no such photograph: a wheel without torch has those of the
+    test split only.
     """
     path = PHOTOS / f"{name}.jpg"
     data = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.exists() else None

@@ -63,16 +63,76 @@ DQ_INLINE void add_four(const uint8_t* w, const int8_t* const (&x)[R], int64_t k
   add_eight<P>(wide, low, acc);
 }
 
+// Bytes of a tile's rows that are brought into pairs beforehand, for both blocks of a strip.
+constexpr int64_t kPanel = 24 * 1024;
+
+// Whether every tap is whole eights, and the rows of a tile fit.
+DQ_INLINE bool pairs_ahead(const GemmS8Args& a) {
+  return a.blocks > 1 && a.steps % 2 == 0 && a.taps * a.steps * 4 * kRows <= kPanel;
+}
+
+// All taps of R rows as [eight positions][pair of rows][16].
 template <int R>
-DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block) {
+DQ_INLINE void pair_ahead(const GemmS8Args& a, int64_t row, int8_t* panel) {
   constexpr int P = (R + 1) / 2;
-  int32x4_t acc[P][kPairs];
+  const int64_t length = a.steps * 4;
+  for (int t = 0; t < a.taps; ++t) {
+    const int8_t* x[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) x[r] = a.rows[row + r] + a.tap_offset[t];
+    int8x16_t v[R], low[P], high[P];
+    int64_t k = 0;
+    for (; k + 16 <= length; k += 16, panel += 2 * P * 16) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) v[r] = vld1q_s8(x[r] + k);
+      pair_rows<R>(v, low, high);
 #pragma GCC unroll 2
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kPairs; ++i) acc[p][i] = vdupq_n_s32(0);
+      for (int p = 0; p < P; ++p) {
+        vst1q_s8(panel + p * 16, low[p]);
+        vst1q_s8(panel + (P + p) * 16, high[p]);
+      }
+    }
+    if (k < length) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) v[r] = vcombine_s8(vld1_s8(x[r] + k), vdup_n_s8(0));
+      pair_rows<R>(v, low, high);
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) vst1q_s8(panel + p * 16, low[p]);
+      panel += P * 16;
+    }
   }
-  const uint8_t* w = a.w + block * a.w_stride;
+}
+
+template <int R>
+using PairSums = int32x4_t[(R + 1) / 2][kPairs];
+
+// The whole reduction of rows that are paired.
+template <int R>
+DQ_INLINE void sum_pairs(const GemmS8Args& a, const uint8_t* w, const int8_t* panel,
+                         PairSums<R>& acc) {
+  constexpr int P = (R + 1) / 2;
+  int64_t eights = a.taps * a.steps / 2;
+  const auto add = [&]() __attribute__((always_inline)) {
+    int8x16_t x[P];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) x[p] = vld1q_s8(panel + p * 16);
+    add_eight<P>(w, x, acc);
+    panel += P * 16;
+    w += 128;
+  };
+  for (; eights >= 4; eights -= 4) {
+    add();
+    add();
+    add();
+    add();
+  }
+  for (; eights > 0; --eights) add();
+}
+
+// The whole reduction of rows as they are.
+template <int R>
+DQ_INLINE void sum_rows(const GemmS8Args& a, int64_t row, const uint8_t* w, PairSums<R>& acc) {
+  constexpr int P = (R + 1) / 2;
   const int64_t length = a.steps * 4;
   for (int t = 0; t < a.taps; ++t) {
     const int8_t* x[R];
@@ -101,6 +161,20 @@ DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block
       w += 64;
     }
   }
+}
+
+// `panel`: the rows in pairs, or null.
+template <int R>
+DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block,
+                    const int8_t* panel) {
+  PairSums<R> acc;
+#pragma GCC unroll 2
+  for (auto& pair : acc) {
+#pragma GCC unroll 8
+    for (auto& sum : pair) sum = vdupq_n_s32(0);
+  }
+  const uint8_t* w = a.w + block * a.w_stride;
+  panel != nullptr ? sum_pairs<R>(a, w, panel, acc) : sum_rows<R>(a, row, w, acc);
   const int32_t* start = start_of(a, f, block);
   int32x4_t rows[R][kParts];
 #pragma GCC unroll 4
@@ -119,8 +193,11 @@ DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block
 
 void gemm_s8(const GemmS8Args& a) {
   const Finish f = finish_of(a, 0);
+  alignas(64) int8_t panel[kPanel];
+  const bool ahead = pairs_ahead(a);
   simd::for_tiles<kRows>(a.m, [&]<int R>(int64_t row) {
-    for (int b = 0; b < a.blocks; ++b) tile<R>(a, f, row, b);
+    if (ahead) pair_ahead<R>(a, row, panel);
+    for (int b = 0; b < a.blocks; ++b) tile<R>(a, f, row, b, ahead ? panel : nullptr);
   });
   if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);
 }

@@ -2,7 +2,9 @@
 // ring. A tap is one smlal and one smlal2 into int16 lanes; as many taps as the block's weights
 // allow are added up before they are widened: |w x| <= 128 |w|, so those whose |w| sum to at most
 // 255.
-#include "kernels/arm/dwconv.h"
+#include <algorithm>
+
+#include "kernels/arm/dwconv_chain.h"
 #include "kernels/arm/kernels.h"
 
 namespace defakeq::neon {
@@ -21,28 +23,6 @@ int64_t ring_of(const DwS8Args& a) { return int64_t{a.kernel[0] - 1} * a.dilatio
 
 int8_t* ring_row(const Block& k, int64_t iy) {
   return k.rows + (iy + k.a->padding[0]) % k.ring * k.count * kBlock;
-}
-
-void copy_row(const Block& k, int64_t iy) {
-  const DwS8Args& a = *k.a;
-  int8_t* out = ring_row(k, iy);
-  const int8x16_t pad = vdupq_n_s8(a.pad_value);
-  const bool inside = iy >= 0 && iy < a.h;
-  const int64_t left = a.padding[1] < k.count ? a.padding[1] : k.count;
-  const int64_t right = a.w + a.padding[1] < k.count ? a.w + a.padding[1] : k.count;
-  for (int64_t c = 0; c < (inside ? left : k.count); ++c) vst1q_s8(out + c * kBlock, pad);
-  if (!inside) return;
-  const int8_t* x = a.x + (iy * a.w + left - a.padding[1]) * a.x_stride + k.c0;
-  for (int64_t c = left; c < right; ++c, x += a.x_stride) {
-    if (k.n == kBlock) {
-      vst1q_s8(out + c * kBlock, vld1q_s8(x));
-    } else {
-      int8_t bytes[kBlock] = {};
-      std::memcpy(bytes, x, static_cast<size_t>(k.n));
-      vst1q_s8(out + c * kBlock, vld1q_s8(bytes));
-    }
-  }
-  for (int64_t c = right; c < k.count; ++c) vst1q_s8(out + c * kBlock, pad);
 }
 
 // kX adjacent outputs. kTaps: 9 for 3x3 kernels, else 0; kRun: 1 or 2 taps a sum, or 0 for k.run.
@@ -116,7 +96,8 @@ void all_rows(const Block& k) {
   int64_t next = a.oy0 * a.stride[0] - a.padding[0];
   for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
     const int64_t top = oy * a.stride[0] - a.padding[0];
-    for (next = next < top ? top : next; next < top + k.ring; ++next) copy_row(k, next);
+    for (next = next < top ? top : next; next < top + k.ring; ++next)
+      dw_copy_row(k, next, ring_row(k, next));
     for (int ky = 0; ky < a.kernel[0]; ++ky) {
       const int8_t* row = ring_row(k, top + int64_t{ky} * a.dilation[0]);
       for (int kx = 0; kx < a.kernel[1]; ++kx) {
@@ -163,7 +144,6 @@ template <bool kFactor, DwFinish kFinish>
 void run(const Block& k) {
   const bool nine = k.a->kernel[0] == 3 && k.a->kernel[1] == 3;
   if (nine && k.run == 2) return all_rows<kFactor, kFinish, 9, 2>(k);
-  if (nine && k.run == 9) return all_rows<kFactor, kFinish, 9, 9>(k);
   all_rows<kFactor, kFinish, 0, 0>(k);
 }
 
@@ -171,8 +151,9 @@ void run(const Block& k) {
 
 size_t dw_s8_scratch(const DwS8Args& a) {
   const int64_t taps = int64_t{a.kernel[0]} * a.kernel[1];
-  return static_cast<size_t>(ring_of(a) * dw_columns(a) * kBlock + taps * kBlock) +
-         static_cast<size_t>(taps) * sizeof(const int8_t*);
+  const int64_t bytes = (ring_of(a) * dw_columns(a) + taps) * kBlock;
+  return std::max(static_cast<size_t>(bytes) + static_cast<size_t>(taps) * sizeof(const int8_t*),
+                  dw_chain_scratch(a));
 }
 
 void dw_s8(const DwS8Args& a) {
@@ -184,8 +165,10 @@ void dw_s8(const DwS8Args& a) {
   k.weight = k.rows + k.ring * dw_columns(a) * kBlock;
   k.taps = reinterpret_cast<const int8_t**>(k.weight + taps * kBlock);
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
+    const int8_t* weight = a.weight + c0 * channel_bytes;
+    if (dw_chain(a, c0, weight)) continue;
     dw_begin(k, a, c0);
-    prepare_weights(k, a.weight + c0 * channel_bytes);
+    prepare_weights(k, weight);
     dw_with_finish(k, [&]<DwFinish kFinish>() {
       a.window_factor != nullptr ? run<true, kFinish>(k) : run<false, kFinish>(k);
     });

@@ -58,8 +58,9 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
   }
 }
 
-// The whole tile in assembly: with 20 sums, 5 activations and 7 weights in registers GCC copies
-// some of them every step. v0-v4: activations, v5-v10: weights, loaded a pair ahead, v12-v31: sums.
+// The whole tile in assembly: with 20 sums, 5 activations and 4 weights in registers GCC copies
+// some of them every step. v0-v4: activations, v5-v8 and v9-v11: weights, of which four or three
+// are loaded ahead by one instruction, v12-v31: sums.
 #define DQ_DOT(w, lane, a0, a1, a2, a3, a4)     \
   "sdot v" #a0 ".4s, v" #w ".16b, v0.4b[" #lane \
   "]\n\t"                                       \
@@ -70,11 +71,14 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
   "sdot v" #a3 ".4s, v" #w ".16b, v3.4b[" #lane \
   "]\n\t"                                       \
   "sdot v" #a4 ".4s, v" #w ".16b, v4.4b[" #lane "]\n\t"
-#define DQ_LOAD(w0, w1, at) "ldp q" #w0 ", q" #w1 ", [%[w], #" #at "]\n\t"
-#define DQ_LOW(w0, w1, lane) \
-  DQ_DOT(w0, lane, 12, 16, 20, 24, 28) DQ_DOT(w1, lane, 13, 17, 21, 25, 29)
-#define DQ_HIGH(w0, w1, lane) \
-  DQ_DOT(w0, lane, 14, 18, 22, 26, 30) DQ_DOT(w1, lane, 15, 19, 23, 27, 31)
+// Outputs 0-3, 4-7, 8-11 and 12-15 of the block.
+#define DQ_DOT0(w, lane) DQ_DOT(w, lane, 12, 16, 20, 24, 28)
+#define DQ_DOT1(w, lane) DQ_DOT(w, lane, 13, 17, 21, 25, 29)
+#define DQ_DOT2(w, lane) DQ_DOT(w, lane, 14, 18, 22, 26, 30)
+#define DQ_DOT3(w, lane) DQ_DOT(w, lane, 15, 19, 23, 27, 31)
+#define DQ_LOAD4 "ld1 {v5.16b, v6.16b, v7.16b, v8.16b}, [%[w]], #64\n\t"
+#define DQ_LOAD3 "ld1 {v9.16b, v10.16b, v11.16b}, [%[w]], #48\n\t"
+#define DQ_LOAD2 "ld1 {v5.16b, v6.16b}, [%[w]], #32\n\t"
 #define DQ_COPY(to, from) "mov v" #to ".16b, v" #from ".16b\n\t"
 // A row of the plain int8 epilogue: v0-v3 zero points, v4-v7 scales, v8 row sums, v9 the output's
 // zero point.
@@ -129,9 +133,7 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
   ".8h\n\t"                            \
   "sqxtn2 v" #a ".16b, v" #c           \
   ".8h\n\t"                            \
-  "str q" #a                           \
-  ", [%[x4]]\n\t"                      \
-  "add %[x4], %[x4], %[offset]\n\t"
+  "st1 {v" #a ".16b}, [%[x4]], %[offset]\n\t"
 #define DQ_STORE(v0, v1, at) "stp q" #v0 ", q" #v1 ", [%[acc], #" #at "]\n\t"
 
 // What the epilogue in assembly reads, in this order.
@@ -170,17 +172,18 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
       "lsr %[count], %[steps], #2\n\t"
       "cbz %[count], 3f\n\t"
       "2:\n\t"
-      DQ_LOAD(5, 6, 0)
+      DQ_LOAD4
       "ldr q0, [%[x0]], #16\n\t"
       "ldr q1, [%[x1]], #16\n\t"
       "ldr q2, [%[x2]], #16\n\t"
       "ldr q3, [%[x3]], #16\n\t"
       "ldr q4, [%[x4]], #16\n\t"
       "subs %[count], %[count], #1\n\t"
-      DQ_LOAD(7, 8, 32) DQ_LOW(5, 6, 0) DQ_LOAD(9, 10, 64) DQ_HIGH(7, 8, 0)
-      DQ_LOAD(5, 6, 96) DQ_LOW(9, 10, 1) DQ_LOAD(7, 8, 128) DQ_HIGH(5, 6, 1)
-      DQ_LOAD(9, 10, 160) DQ_LOW(7, 8, 2) DQ_LOAD(5, 6, 192) DQ_HIGH(9, 10, 2)
-      DQ_LOAD(7, 8, 224) "add %[w], %[w], #256\n\t" DQ_LOW(5, 6, 3) DQ_HIGH(7, 8, 3)
+      DQ_LOAD3 DQ_DOT0(5, 0) DQ_DOT1(6, 0) DQ_DOT2(7, 0) DQ_DOT3(8, 0)
+      DQ_LOAD4 DQ_DOT0(9, 1) DQ_DOT1(10, 1) DQ_DOT2(11, 1)
+      DQ_LOAD3 DQ_DOT3(5, 1) DQ_DOT0(6, 2) DQ_DOT1(7, 2) DQ_DOT2(8, 2)
+      DQ_LOAD2 DQ_DOT3(9, 2) DQ_DOT0(10, 3) DQ_DOT1(11, 3)
+      DQ_DOT2(5, 3) DQ_DOT3(6, 3)
       "b.ne 2b\n\t"
       "3:\n\t"
       "ands %[count], %[steps], #3\n\t"
@@ -192,9 +195,7 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
       "ldr s3, [%[x3]], #4\n\t"
       "ldr s4, [%[x4]], #4\n\t"
       "subs %[count], %[count], #1\n\t"
-      DQ_LOAD(5, 6, 0) DQ_LOAD(7, 8, 32)
-      "add %[w], %[w], #64\n\t"
-      DQ_LOW(5, 6, 0) DQ_HIGH(7, 8, 0)
+      DQ_LOAD4 DQ_DOT0(5, 0) DQ_DOT1(6, 0) DQ_DOT2(7, 0) DQ_DOT3(8, 0)
       "b.ne 4b\n\t"
       "5:\n\t"
       "subs %[taps], %[taps], #1\n\t"
@@ -231,9 +232,13 @@ DQ_INLINE void product(const GemmS8Args& a, int64_t row, int block, const int32_
 }
 
 #undef DQ_DOT
-#undef DQ_LOAD
-#undef DQ_LOW
-#undef DQ_HIGH
+#undef DQ_DOT0
+#undef DQ_DOT1
+#undef DQ_DOT2
+#undef DQ_DOT3
+#undef DQ_LOAD4
+#undef DQ_LOAD3
+#undef DQ_LOAD2
 #undef DQ_COPY
 #undef DQ_FINISH
 #undef DQ_STORE
@@ -250,15 +255,21 @@ void gemm_s8(const GemmS8Args& a) {
       const int32_t* start = start_of(a, f, b);
       if constexpr (R == kRows) {
         const int col = b * kBlock;
-        if (f.int8_only && f.plain.bare && a.post.residual == nullptr && a.n - col >= kBlock) {
+        if (f.int8_only && f.plain.bare && a.post.residual == nullptr && a.row_bias == nullptr) {
+          const int64_t n = a.n - col;
+          int8_t* out = static_cast<int8_t*>(a.out) + row * a.out_stride + col;
+          int8_t part[R * kBlock];
           const Tail tail = {zero + col,
                              a.scale + col,
                              a.bias + col,
                              a.row_sum + row,
-                             static_cast<int8_t*>(a.out) + row * a.out_stride + col,
-                             a.out_stride,
+                             n >= kBlock ? out : part,
+                             n >= kBlock ? a.out_stride : kBlock,
                              a.post.zero_point};
           product(a, row, b, start, &tail, acc);
+          for (int r = 0; n < kBlock && r < R; ++r) {
+            store_bytes(out + r * a.out_stride, n, vld1q_s8(part + r * kBlock));
+          }
           continue;
         }
         product(a, row, b, start, nullptr, acc);

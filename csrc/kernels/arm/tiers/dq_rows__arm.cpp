@@ -1,3 +1,4 @@
+#include "kernels/arm/elementwise.h"
 #include "kernels/arm/kernels.h"
 #include "kernels/arm/rows.h"
 
@@ -16,5 +17,7 @@ void shuffle(const ShufflePlan& plan, const uint8_t* src, int64_t src_stride, in
 void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out) {
   lookup_bytes(x, count, Table(table), out);
 }
+
+void binary(const BinaryArgs& g, int64_t begin, int64_t end) { binary_of(g, begin, end); }
 
 }  // namespace defakeq::DQ_ISA

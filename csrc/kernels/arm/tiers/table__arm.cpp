@@ -1,3 +1,4 @@
+#include "kernels/arm/elementwise.h"
 #include "kernels/arm/kernels.h"
 #include "kernels/arm/vec.h"
 #include "kernels/simd/shared_kernels.h"
@@ -11,6 +12,7 @@ const KernelTable* DQ_OF_ISA(kernel_table_, DQ_ISA)() {
     table.gemm_f32 = simd::gemm_f32<Vec, 5, 1>;
     table.arrange_codes = DQ_ISA::arrange_codes;
     table.lookup = DQ_ISA::lookup;
+    table.binary = DQ_ISA::binary;
     return table;
   }();
   return &kTable;
