@@ -190,7 +190,8 @@ def read_layout(packed: Tensor) -> GpuLayout:
     if known is not None and packed.storage_offset() == 0:
         return known[1]
     accepted = "a contiguous uint8 tensor made by layer.to('cuda')"
-    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+    whole = packed.dim() == 1 and packed.is_contiguous() and packed.storage_offset() % 256 == 0
+    if packed.dtype != torch.uint8 or not whole:
         raise ValueError(
             f"packed: found {packed.dtype} with shape {list(packed.shape)}; accepted is {accepted}"
         )
