@@ -97,7 +97,7 @@ def test_the_description_is_read_back_and_forgotten_with_its_memory() -> None:
     assert layout.read_layout(blob) is found
     other = blob.clone()
     assert layout.read_layout(other) == found
-    key = other.untyped_storage()._cdata
+    key = (other.untyped_storage()._cdata, 0)
     assert key in layout._KNOWN
     del other
     made(linear(8, 64))
@@ -209,6 +209,17 @@ def test_a_sliced_packed_tensor_must_stay_aligned() -> None:
     whole = torch.cat([torch.zeros(16, dtype=torch.uint8), packed])
     with pytest.raises(ValueError, match="packed: found"):
         layout.read_layout(whole[16:])
+
+
+def test_layers_of_one_storage_keep_their_own_layouts() -> None:
+    first, one = made(linear(64, 512, bits=4))
+    second, two = made(linear(32, 256, bits=3))
+    gap = torch.zeros(-first.numel() % 256, dtype=torch.uint8)
+    whole = torch.cat([first, gap, second])
+    at = first.numel() + gap.numel()
+    for _ in range(2):
+        assert layout.read_layout(whole[at:]) == two
+        assert layout.read_layout(whole[: first.numel()]) == one
 
 
 def test_tuning_happens_only_on_request(monkeypatch: Any, tmp_path: Path) -> None:

@@ -206,11 +206,9 @@ def gemv(layout: GpuLayout, x: torch.dtype, m: int, device: Device) -> Gemv | No
     if not grouped and m > 1 and steps < 2:
         return None
     bn = 16
-    # 32 outputs share what a step costs beside expanding codes: a fifth of its instructions.
-    while (
-        bn < min(max(32, 8 * m), 128)
-        and 10 * -(-layout.stored // (2 * bn)) >= 9 * device.processors
-    ):
+    # In large layers 32 outputs share what a step costs beside expanding codes: a fifth of it.
+    most = max(32 if layout.stored >= 2048 else 16, 8 * m)
+    while bn < min(most, 128) and 10 * -(-layout.stored // (2 * bn)) >= 9 * device.processors:
         bn *= 2
     # int8 tensor cores take 16 columns at the least
     bm = 8 if m <= 8 and x != torch.int8 else 16
