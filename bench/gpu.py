@@ -1,6 +1,8 @@
 """The GPU kernels beside other libraries, on the machine at hand.
 
     python bench/gpu.py [--json FILE] [--only gemv,conv,resnet34] [--quick] [--seconds 450]
+    python bench/gpu.py --dry-run     without a GPU: makes everything small on the CPU, calls the
+                                      peers and records our launches instead of running them
 
 Times are medians of CUDA graph replays by CUDA events; a graph holds several calls on different
 inputs and weights, together larger than the second-level cache. Each part runs in a process of its
@@ -13,33 +15,42 @@ no CUDA device.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import math
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_measure import (
+    COMPILED,
+    DEVICE,
+    DRY,
+    Call,
+    Rows,
+    copy_bandwidth,
+    machine,
+    over,
+    placed,
+    recorded,
+    sets_of,
+    write,
+)
 from torch import nn
 
 from defakeq import QuantPlan, convert, load, networks, save
 from defakeq.prunable import half_plan
+from defakeq_kernels import dfq
 from defakeq_kernels.nn import ActQuant, QuantConv2d, QuantLinear
 
-Call = Callable[[], Any]
 STATIC = ActQuant.static(-3, 3)
 # 3x3 and 1x1 convolutions of the detectors: channels in, channels out, kernel, image side.
 CONVS = (
@@ -47,104 +58,6 @@ CONVS = (
     (728, 728, 1, 16), (160, 960, 1, 24), (272, 1632, 1, 12),
 )  # fmt: skip
 DETECTORS = ("resnet34", "efficientnet_b4", "xception", "swin_base")
-
-
-def replayed(calls: Sequence[Call], repeats: int) -> float:
-    """Median seconds of one call."""
-    stream = torch.cuda.Stream()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        kept = [call() for call in calls]
-    times = []
-    for _ in range(repeats + 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / len(calls))
-    del kept
-    return statistics.median(times[3:])
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in what takes longer."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"no result within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-class Rows:
-    """Results, and how they compare with the bars."""
-
-    def __init__(self, repeats: int, limit: int, warm: bool, path: Path) -> None:
-        self.repeats, self.limit, self.warm, self.path = repeats, limit, warm, path
-        self.rows: list[dict[str, Any]] = []
-        self.bars: list[dict[str, Any]] = []
-
-    def keep(self) -> None:
-        """Writes what there is: a process that is stopped loses nothing."""
-        write(self.path, {"rows": self.rows, "bars": self.bars})
-
-    def measure(self, work: str, engine: str, make: Callable[[], Sequence[Call]]) -> float | None:
-        """Median seconds of a call; None when it failed or took too long to make."""
-        own = engine == "defakeq"
-        if self.warm:
-            if own:
-                with torch.no_grad():
-                    make()[0]()
-            return None
-        seconds: float | None = None
-        reason = None
-        try:
-            with at_most(4 * self.limit if own else self.limit):
-                calls = make()
-                seconds = replayed(calls, self.repeats)
-        except Exception as error:  # a peer may fail in any way; the reason is kept
-            reason = f"{type(error).__name__}: {error}"[:200]
-            if own:
-                traceback.print_exc()
-        torch.cuda.empty_cache()
-        self.rows.append({"work": work, "engine": engine, "seconds": seconds, "reason": reason})
-        self.keep()
-        text = f"{seconds * 1e6:10.1f} us" if seconds else f"not measured ({reason})"
-        print(f"{work:44} {engine:18} {text}", flush=True)
-        return seconds
-
-    def bar(self, name: str, value: float | None, wanted: float, at_least: bool = True) -> None:
-        if self.warm:
-            return
-        met = value is not None and (value >= wanted if at_least else value <= wanted)
-        self.bars.append({"bar": name, "value": value, "wanted": wanted, "met": met})
-        self.keep()
-        sign = ">=" if at_least else "<="
-        shown = "not measured" if value is None else f"{value:.3f}"
-        state = "met" if met else "MISSED" if value is not None else "absent"
-        print(f"{state:8} {name}: {shown} ({sign} {wanted})", flush=True)
-
-
-def sets_of(weight_bytes: int) -> int:
-    """How many weights do not fit the second-level cache together."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return max(4, min(64, math.ceil(2 * cache / weight_bytes)))
-
-
-def over(slower: float | None, faster: float | None) -> float | None:
-    """How many times as fast."""
-    return None if slower is None or faster is None else slower / faster
 
 
 def large(n: int, k: int, **options: Any) -> QuantLinear:
@@ -169,26 +82,26 @@ def large(n: int, k: int, **options: Any) -> QuantLinear:
 
 def linears(layer: QuantLinear, count: int) -> list[Callable[[Any], Any]]:
     """One layer on the device, `count` times in its memory."""
+    if DRY:
+        return [placed(layer)] * count
+    layer = layer.cuda()
     n = layer.out_features
     copies = [layer.packed, *(layer.packed.clone() for _ in range(count - 1))]
     return [lambda x, p=p: torch.ops.defakeq.linear(x, p, n, False) for p in copies]
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second that a copy reads and writes."""
-    a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    b = torch.empty_like(a)
-    return 2 * a.numel() / replayed([lambda: b.copy_(a)], 20)
-
-
 def gemv(rows: Rows, quick: bool) -> None:
-    bandwidth = 1.0 if rows.warm else copy_bandwidth()
-    for size, bar in ((4096, 2.0), (16384, 3.0)):
-        layer = large(size, size, bits=4, group_size=128).cuda()
-        for m in (1,) if quick else (1, 2, 4, 8, 16):
+    bandwidth = 1.0 if rows.warm or DRY else copy_bandwidth()
+    times: dict[tuple[int, int], float | None] = {}
+    batches = (1,) if quick else (1, 16, 4, 2, 8)
+    # the largest layers and fewest rows first: time may run out
+    sizes = ((1024, 3.0), (512, 2.0)) if DRY else ((16384, 3.0), (4096, 2.0))
+    for size, bar in sizes:
+        layer = large(size, size, bits=4, group_size=128)
+        count = sets_of(size * size // 2)
+        for m in batches:
             work = f"w4a16 {m}x{size}x{size}"
-            count = sets_of(size * size // 2)
-            xs = [torch.randn(m, size, device="cuda").half() for _ in range(count)]
+            xs = [torch.randn(m, size, device=DEVICE).half() for _ in range(count)]
 
             def ours(count: int = count, layer: Any = layer, xs: Any = xs) -> list[Call]:
                 layers = linears(layer, count)
@@ -196,59 +109,66 @@ def gemv(rows: Rows, quick: bool) -> None:
 
             def dense(size: int = size, m: int = m) -> list[Call]:
                 few = sets_of(2 * size * size)
-                made = [nn.Linear(size, size, device="cuda").half() for _ in range(few)]
-                x = torch.randn(m, size, device="cuda").half()
+                made = [nn.Linear(size, size, device=DEVICE).half() for _ in range(few)]
+                x = torch.randn(m, size, device=DEVICE).half()
                 return [lambda d=d: d(x) for d in made]
 
-            def gemlite(count: int = count, size: int = size, xs: Any = xs) -> list[Call]:
-                from gemlite.core import DType, GemLiteLinear
-
-                calls = []
-                for x in xs:
-                    made = GemLiteLinear(4, 128, size, size, DType.FP16, DType.FP16)
-                    codes = torch.randint(0, 16, (size, size), dtype=torch.uint8, device="cuda")
-                    groups = (size * size // 128, 1)
-                    scale = torch.rand(groups, device="cuda").half()
-                    made.pack(codes, scale, torch.full_like(scale, 8), None)
-                    calls.append(lambda made=made, x=x: made(x))
-                return calls
-
-            def torchao(size: int = size, m: int = m, count: int = count) -> list[Call]:
-                from torchao.quantization import Int4WeightOnlyConfig, quantize_
-
-                tiled = "tile_packed_to_4d"
-
-                made = [nn.Linear(size, size, device="cuda").bfloat16() for _ in range(count)]
-                for layer in made:
-                    quantize_(layer, Int4WeightOnlyConfig(128, int4_packing_format=tiled))
-                x = torch.randn(m, size, device="cuda").bfloat16()
-                return [lambda d=d: d(x) for d in made]
-
-            t = rows.measure(work, "defakeq", ours)
+            t = times[size, m] = rows.measure(work, "defakeq", ours)
             rows.bar(
                 f"{work} over torch fp16", over(rows.measure(work, "torch fp16", dense), t), bar
             )
-            other = rows.measure(work, "gemlite", gemlite)
-            rows.bar(f"{work} over gemlite", over(other, t), 1.1)
-            rows.measure(work, "torchao int4", torchao)
-            if size == 16384 and t is not None:
+            if size == sizes[0][0] and t is not None:
                 # codes, and a scale and a zero point for 128 of them
                 read = size * size / 2 + size * size / 128 * 8
                 rows.bar(f"{work} of copy bandwidth", read / t / bandwidth, 0.75)
+    for size, _ in sizes:
+        for m in batches:
+            four_bit_peers(rows, m, size, times[size, m])
+
+
+def four_bit_peers(rows: Rows, m: int, size: int, ours: float | None) -> None:
+    """gemlite, which tunes itself at the first call, and torchao."""
+    work, count = f"w4a16 {m}x{size}x{size}", sets_of(size * size // 2)
+
+    def gemlite() -> list[Call]:
+        from gemlite.core import DType, GemLiteLinear
+
+        calls = []
+        for _ in range(count):
+            made = GemLiteLinear(4, 128, size, size, DType.FP16, DType.FP16)
+            codes = torch.randint(0, 16, (size, size), dtype=torch.uint8, device=DEVICE)
+            scale = torch.rand((size * size // 128, 1), device=DEVICE).half()
+            made.pack(codes, scale, torch.full_like(scale, 8), None)
+            x = torch.randn(m, size, device=DEVICE).half()
+            calls.append(lambda made=made, x=x: made(x))
+        return calls
+
+    def torchao() -> list[Call]:
+        from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+        made = [nn.Linear(size, size, device=DEVICE).bfloat16() for _ in range(count)]
+        for layer in made:
+            quantize_(layer, Int4WeightOnlyConfig(128, int4_packing_format="tile_packed_to_4d"))
+        x = torch.randn(m, size, device=DEVICE).bfloat16()
+        return [lambda d=d: d(x) for d in made]
+
+    rows.bar(f"{work} over gemlite", over(rows.measure(work, "gemlite", gemlite), ours), 1.1)
+    rows.measure(work, "torchao int4", torchao)
 
 
 def matmul(rows: Rows, quick: bool) -> None:
-    for m in (512,) if quick else (512, 2048, 8192):
-        for size in (1024, 4096):
-            x = torch.randint(-128, 128, (m, size), dtype=torch.int8, device="cuda")
+    batches = (512,) if quick else (512, 8192, 2048)
+    for size in (1024,) if DRY else (4096, 1024):
+        for m in batches:
+            x = torch.randint(-128, 128, (m, size), dtype=torch.int8, device=DEVICE)
 
             def dense(m: int = m, size: int = size) -> list[Call]:
-                made = [nn.Linear(size, size, device="cuda").half() for _ in range(4)]
-                h = torch.randn(m, size, device="cuda").half()
+                made = [nn.Linear(size, size, device=DEVICE).half() for _ in range(4)]
+                h = torch.randn(m, size, device=DEVICE).half()
                 return [lambda d=d: d(h) for d in made]
 
             def int_mm(x: Any = x, size: int = size) -> list[Call]:
-                w = torch.randint(-128, 128, (size, size), dtype=torch.int8, device="cuda")
+                w = torch.randint(-128, 128, (size, size), dtype=torch.int8, device=DEVICE)
                 return [lambda: torch._int_mm(x, w.t())] * 4
 
             shape = f"{m}x{size}x{size}"
@@ -257,12 +177,25 @@ def matmul(rows: Rows, quick: bool) -> None:
             for bits in (8, 4):
 
                 def ours(bits: int = bits, size: int = size, x: Any = x) -> list[Call]:
-                    layer = large(size, size, bits=bits, symmetric=True, act=STATIC).cuda()
+                    layer = large(size, size, bits=bits, symmetric=True, act=STATIC)
                     return [lambda q=q: q(x) for q in linears(layer, 4)]
 
                 t = rows.measure(f"w{bits}a8 {shape}", "defakeq", ours)
                 rows.bar(f"w{bits}a8 {shape} over torch fp16", over(fp16, t), 1.4)
                 rows.bar(f"w{bits}a8 {shape} over _int_mm", over(whole, t), 1.0)
+    for m in batches:
+        size = 1024 if DRY else 4096
+
+        def torchao(m: int = m, size: int = size) -> list[Call]:
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+            made = nn.Linear(size, size, device=DEVICE).bfloat16()
+            quantize_(made, Int8DynamicActivationInt8WeightConfig())
+            h = torch.randn(m, size, device=DEVICE).bfloat16()
+            fast = made if DRY else torch.compile(made)
+            return [lambda: fast(h)]
+
+        rows.measure(f"{m}x{size}x{size}", "torchao int8", torchao)
 
 
 def convolutions(rows: Rows, quick: bool) -> None:
@@ -273,17 +206,17 @@ def convolutions(rows: Rows, quick: bool) -> None:
             shape = (batch, c, side, side)
 
             def dense(c: int = c, d: int = d, k: int = k, shape: Any = shape) -> list[Call]:
-                made = [nn.Conv2d(c, d, k, padding=k // 2, device="cuda").half() for _ in range(8)]
+                made = [nn.Conv2d(c, d, k, padding=k // 2, device=DEVICE).half() for _ in range(8)]
                 made = [m.to(memory_format=torch.channels_last) for m in made]
-                x = torch.randn(shape, device="cuda").half()
+                x = torch.randn(shape, device=DEVICE).half()
                 x = x.to(memory_format=torch.channels_last)
                 return [lambda m=m: m(x) for m in made]
 
             def ours(c: int = c, d: int = d, k: int = k, shape: Any = shape) -> list[Call]:
                 conv = nn.Conv2d(c, d, k, padding=k // 2)
                 weight = QuantConv2d.from_float(conv, bits=4, symmetric=True).packed_weight()
-                made = [QuantConv2d(weight, STATIC, "relu", STATIC).cuda() for _ in range(8)]
-                x = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda")
+                made = [placed(QuantConv2d(weight, STATIC, "relu", STATIC)) for _ in range(8)]
+                x = torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
                 x = x.to(memory_format=torch.channels_last)
                 return [lambda m=m: m(x) for m in made]
 
@@ -299,19 +232,17 @@ def detector(rows: Rows, quick: bool, name: str, folder: Path) -> None:
     model = networks.build(name)
     side = model.input_size[-1]
     plans = {"4": 1.5, "half": 2.0}
-    programs = {plan: converted(model, name, plan, folder).cuda() for plan in plans}
+    programs = {plan: program_of(model, name, plan, folder) for plan in plans}
     for batch in (1,) if quick else (1, 32):
-        x = networks.images(batch, side).cuda()
+        x = networks.images(batch, side).to(DEVICE)
         work = f"{name} batch {batch}"
         times = {
             plan: rows.measure(f"{work} plan {plan}", "defakeq", lambda p=p, x=x: [lambda: p(x)])
             for plan, p in programs.items()
         }
-        if rows.warm:
-            continue
 
         def half(x: Any = x) -> tuple[Any, Any]:
-            made = networks.build(name).half().cuda().to(memory_format=torch.channels_last)
+            made = networks.build(name).half().to(DEVICE).to(memory_format=torch.channels_last)
             return made, x.half().to(memory_format=torch.channels_last)
 
         def eager(half: Any = half) -> list[Call]:
@@ -324,24 +255,41 @@ def detector(rows: Rows, quick: bool, name: str, folder: Path) -> None:
             return [lambda: fast(h)]
 
         rows.measure(work, "torch fp16", eager)
-        other = rows.measure(work, "torch.compile fp16", compiled)
+        other = rows.measure(work, COMPILED, compiled)
         for plan, bar in plans.items():
             rows.bar(f"{work} plan {plan} over torch.compile", over(other, times[plan]), bar)
 
 
-def converted(model: Any, name: str, plan: str, folder: Path) -> Any:
-    """The program of a plan, from `folder` where it is kept."""
+def program_of(model: Any, name: str, plan: str, folder: Path) -> Callable[[Any], Any]:
+    """The program of a plan on the device."""
+    path = converted(model, name, plan, folder)
+    if not DRY:
+        return load(path).cuda()  # type: ignore[no-any-return]
+    from defakeq_kernels.triton.program import GpuProgram
+
+    program = GpuProgram(*dfq.loads(path.read_bytes()), torch.device("cpu"))
+    return lambda x: recorded(lambda: program([x]))
+
+
+def converted(model: Any, name: str, plan: str, folder: Path) -> Path:
+    """The file of a plan's program, in `folder`, where it is kept."""
     path = folder / f"{name}-{plan}.dfq"
     if not path.exists():
         side = model.input_size[-1]
         example, samples = networks.images(1, side), networks.images(2, side)
         made = QuantPlan.uniform(model, 4, act_bits=8) if plan == "4" else half_plan(model, example)
-        save(convert(model, example, made, samples, backend="program"), path)
-    return load(path)
+        temporary = path.with_suffix(f".{os.getpid()}.dfq")
+        save(convert(model, example, made, samples, backend="program"), temporary)
+        os.replace(temporary, path)
+    return path
 
 
 def pruned(rows: Rows, quick: bool) -> None:
     """Half the outputs and half the inputs gone, at sizes that computing limits."""
+    if DRY:
+        compare(rows, "64x512x512", lambda: nn.Linear(512, 512), (64, 512))
+        compare(rows, "conv 3x3 64@8", lambda: nn.Conv2d(64, 64, 3, padding=1), (2, 64, 8, 8))
+        return
     for size in (4096,) if quick else (2048, 4096, 8192):
         compare(rows, f"8192x{size}x{size}", lambda size=size: nn.Linear(size, size), (8192, size))
     for c, side in ((256, 64), (512, 32)):
@@ -355,14 +303,14 @@ def pruned(rows: Rows, quick: bool) -> None:
 
 def compare(rows: Rows, work: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     half = torch.arange(0, shape[1], 2)
-    x = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda")
+    x = torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
     x = x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
     times = []
     for text, kept in (("dense", {}), ("half in and out", {"keep_in": half, "keep_out": half})):
 
         def ours(kept: Any = kept) -> list[Call]:
             kind: Any = QuantLinear if len(shape) == 2 else QuantConv2d
-            layer = kind.from_float(make(), bits=8, symmetric=True, act=STATIC, **kept).cuda()
+            layer = placed(kind.from_float(make(), bits=8, symmetric=True, act=STATIC, **kept))
             return [lambda: layer(x)] * 2
 
         times.append(rows.measure(f"{work} {text}", "defakeq", ours))
@@ -379,15 +327,23 @@ PARTS: dict[str, Callable[[Rows, bool], None]] = {
 NAMES = (*PARTS, *DETECTORS)
 
 
-def machine() -> dict[str, Any]:
-    p = torch.cuda.get_device_properties(0)
-    found = {"device": p.name, "arch": f"sm_{p.major}{p.minor}", "cuda": torch.version.cuda}
-    for package in ("torch", "triton", "gemlite", "torchao", "defakeq"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+def dry_run(chosen: list[str], arguments: argparse.Namespace) -> int:
+    """Makes and calls everything once; 1 when something of ours or of torch's failed."""
+    arguments.quick = True
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.folder = Path(folder)
+        for name in chosen:
+            arguments.json = arguments.folder / f"{name}.json"
+            one_part(name, arguments, False)
+            rows = json.loads(arguments.json.read_text())["rows"]
+            failed += [
+                f"{row['work']} {row['engine']}: {row['reason']}"
+                for row in rows
+                if row["reason"] and row["engine"] in ("defakeq", "torch fp16", "cuDNN fp16")
+            ]
+    print("\n".join(failed) or "dry run: everything was made", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def one_part(name: str, arguments: argparse.Namespace, warm: bool) -> None:
@@ -399,12 +355,6 @@ def one_part(name: str, arguments: argparse.Namespace, warm: bool) -> None:
         PARTS[name](rows, arguments.quick)
     else:
         detector(rows, arguments.quick, name, arguments.folder)
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def started(name: str, arguments: argparse.Namespace, *more: str) -> subprocess.Popen[bytes]:
@@ -435,11 +385,14 @@ def main() -> int:
     parser.add_argument("--part", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help="set everything up without a GPU")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     for name in chosen:
         if name not in NAMES:
             parser.error(f"--only: found {name!r}; accepted is {', '.join(NAMES)}")
+    if DRY:
+        return dry_run(chosen, arguments)
     if not torch.cuda.is_available():
         print("bench/gpu.py: found no CUDA device; nothing was measured", file=sys.stderr)
         return 2

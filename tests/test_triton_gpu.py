@@ -106,6 +106,46 @@ def test_graphs_are_captured_once_a_shape_and_results_stay() -> None:
         graphed(images(1))
 
 
+def test_a_capture_of_inference_mode_serves_other_calls() -> None:
+    model = network().cuda()
+    x = images(2).cuda()
+    with torch.no_grad():
+        wanted = model(x)
+    graphed = GraphedModule(model)
+    with torch.inference_mode():
+        assert torch.equal(graphed(x), wanted)
+    assert torch.equal(graphed(x), wanted)
+    for _ in range(2):
+        assert torch.equal(graphed(x.clone().requires_grad_()), wanted)
+    assert len(graphed._captured) == 1
+
+
+@torch.no_grad()
+def test_launches_are_on_the_current_stream() -> None:
+    layer = linear(64, 4096, bits=4, group_size=128).cuda()
+    x = torch.randn(1, 4096, device="cuda").half()
+    wanted = layer(x)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = torch.zeros_like(x)
+        torch.cuda._sleep(20_000_000)
+        y.copy_(x)
+        found = layer(y)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, wanted)
+
+
+@torch.no_grad()
+def test_views_at_any_offset() -> None:
+    layer = linear(48, 512, bits=4, act=STATIC)
+    whole = torch.randint(-128, 128, (40, 523), dtype=torch.int8)
+    for first in (0, 1, 8, 11):
+        x = whole[3:, first : first + 512]
+        assert torch.equal(copy.deepcopy(layer).cuda()(whole.cuda()[3:, first : first + 512]).cpu(),
+                           layer(x))  # fmt: skip
+
+
 @torch.no_grad()
 def test_a_whole_network_is_captured() -> None:
     model = networks.build("resnet34")

@@ -97,7 +97,7 @@ def test_the_description_is_read_back_and_forgotten_with_its_memory() -> None:
     assert layout.read_layout(blob) is found
     other = blob.clone()
     assert layout.read_layout(other) == found
-    key = other.untyped_storage()._cdata
+    key = (other.untyped_storage()._cdata, 0)
     assert key in layout._KNOWN
     del other
     made(linear(8, 64))
@@ -171,9 +171,55 @@ def test_configurations_fit_their_devices_and_the_nearest_is_taken() -> None:
             for kind in (torch.float16, torch.float32):
                 for m in (1, 40, 1000):
                     chosen = config.choose(found, kind, m, device)
-                    assert config.shared_bytes(found, kind, chosen) <= device.shared
+                    assert config.shared_bytes(found, kind, chosen, device) <= device.shared
     with pytest.raises(RuntimeError, match="shared memory"):
         config.fitted(found, torch.float32, chosen, config.Device(75, 512, 1))
+
+
+def test_long_units_are_hoppers_integer_bytes() -> None:
+    from defakeq_kernels.triton import config
+
+    hopper, orin = config.DEVICES[90], config.DEVICES[87]
+    _, found = made(linear(64, 512, bits=8, act=STATIC))
+    assert config.unit(found, torch.int8, hopper) == 128
+    assert config.unit(found, torch.int8, orin) == config.unit(found, torch.float16, hopper) == 64
+    for bits, inputs in ((4, 512), (8, 320), (torch.tensor([8, 4] * 32), 512)):
+        _, other = made(linear(64, inputs, bits=bits, act=STATIC))
+        assert config.unit(other, torch.int8, hopper) == 64
+
+
+def test_few_rows_leave_room_for_a_second_block() -> None:
+    from defakeq_kernels.triton import config
+
+    for device in config.DEVICES.values():
+        for outputs in (256, 64 * device.processors):
+            _, found = made(linear(outputs, 512, bits=4))
+            chosen = config.gemv(found, torch.float16, 1, device)
+            assert chosen is not None
+            blocks = -(-outputs // chosen.bn)
+            assert chosen.bn == 16 or 10 * blocks >= 9 * device.processors
+            step = 128
+            slice_bytes = chosen.bn * step // 2 + chosen.bm * step * 2
+            used = chosen.slices * chosen.stages * slice_bytes
+            assert used * (2 if blocks > device.processors else 1) <= device.shared
+
+
+def test_a_sliced_packed_tensor_must_stay_aligned() -> None:
+    packed, _ = made(linear(64, 512, bits=4))
+    whole = torch.cat([torch.zeros(16, dtype=torch.uint8), packed])
+    with pytest.raises(ValueError, match="packed: found"):
+        layout.read_layout(whole[16:])
+
+
+def test_layers_of_one_storage_keep_their_own_layouts() -> None:
+    first, one = made(linear(64, 512, bits=4))
+    second, two = made(linear(32, 256, bits=3))
+    gap = torch.zeros(-first.numel() % 256, dtype=torch.uint8)
+    whole = torch.cat([first, gap, second])
+    at = first.numel() + gap.numel()
+    for _ in range(2):
+        assert layout.read_layout(whole[at:]) == two
+        assert layout.read_layout(whole[: first.numel()]) == one
 
 
 def test_tuning_happens_only_on_request(monkeypatch: Any, tmp_path: Path) -> None:

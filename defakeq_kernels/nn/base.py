@@ -184,7 +184,8 @@ class QuantLayer(torch.nn.Module):
 
         layout = read_layout(self.packed)
         fallbacks = []
-        if layout.gathers or layout.act_mode.startswith("dynamic"):
+        unaligned = layout.strategy != "depthwise" and layout.channels % 8 != 0
+        if layout.gathers or unaligned or layout.act_mode.startswith("dynamic"):
             fallbacks.append("a pass of its own lays out or quantizes the input before the product")
         return {
             "strategy": layout.strategy,

@@ -106,12 +106,24 @@ def all_keys() -> list[str]:
     return [f"{k} {x} m{m}" for k in ("linear", "conv2d") for x in kinds for m in (16, 64, 256)]
 
 
-def shared_bytes(layout: GpuLayout, x: torch.dtype, config: Config) -> int:
+def unit(layout: GpuLayout, x: torch.dtype, device: Device) -> int:
+    """Positions of a unit as the product reads it.
+
+    Hopper's integer products wait for each other within a block, so a product should be long: two
+    units of 64 bytes, which lie side by side when all codes are bytes, are read as one.
+    """
+    bytes_only = layout.bits == (8,) and x == torch.int8 and layout.scale_groups == 1
+    double = 2 * layout.unit
+    pairs = layout.unit == 64 and layout.pitch % double == 0
+    return double if 90 <= device.arch < 120 and bytes_only and pairs else layout.unit
+
+
+def shared_bytes(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) -> int:
     """Shared memory of the product's pipeline: an upper bound over the layer's widths."""
     most = 0
     for bits in layout.bits:
         units = 1 if bits == HALF_BITS else units_a_step(bits)
-        step = units * layout.unit
+        step = units * unit(layout, x, device)
         weights = config.bn * (2 * step if bits == HALF_BITS else -(-step * bits // 8))
         most = max(most, weights + config.bm * step * x.itemsize)
     # the store of the result goes through shared memory too
@@ -134,7 +146,7 @@ def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) ->
             config = replace(config, bn=config.bn // 2)
         else:
             config = replace(config, bm=config.bm // 2)
-    while shared_bytes(layout, x, config) > device.shared:
+    while shared_bytes(layout, x, config, device) > device.shared:
         if config.stages > 2:
             config = replace(config, stages=config.stages - 1)
         elif config.bm > 16:
@@ -144,7 +156,7 @@ def fitted(layout: GpuLayout, x: torch.dtype, config: Config, device: Device) ->
         else:
             raise RuntimeError(
                 f"device: found {device.shared} bytes of shared memory a block; accepted is at "
-                f"least {shared_bytes(layout, x, config)}"
+                f"least {shared_bytes(layout, x, config, device)}"
             )
     return config
 
@@ -157,6 +169,9 @@ def spread(layout: GpuLayout, m: int, config: Config, device: Device) -> Config:
         elif config.bn > 64:
             config = replace(config, bn=config.bn // 2)
         else:
+            # A block that is alone on its processor hides latency by loading further ahead.
+            if m > 64:
+                config = replace(config, stages=max(config.stages, 5))
             break
     return replace(config, warps=4) if config.bn * config.bm <= 64 * 64 else config
 
@@ -187,21 +202,28 @@ def gemv(layout: GpuLayout, x: torch.dtype, m: int, device: Device) -> Gemv | No
     grouped = layout.scale_groups > 1
     if not plain or (grouped and (x == torch.int8 or layout.span > units_a_step(bits))):
         return None
-    if not grouped and layout.units < 2 * units_a_step(bits):
+    steps = -(-layout.units // units_a_step(bits))
+    if not grouped and m > 1 and steps < 2:
         return None
     bn = 16
-    while bn < min(8 * m, 128) and 10 * -(-layout.stored // (2 * bn)) >= 9 * device.processors:
+    # In large layers 32 outputs share what a step costs beside expanding codes: a fifth of it.
+    most = max(32 if layout.stored >= 2048 else 16, 8 * m)
+    while bn < min(most, 128) and 10 * -(-layout.stored // (2 * bn)) >= 9 * device.processors:
         bn *= 2
     # int8 tensor cores take 16 columns at the least
     bm = 8 if m <= 8 and x != torch.int8 else 16
     step = units_a_step(bits) * layout.unit
     a_slice = bn * -(-step * bits // 8) + bm * step * x.itemsize + 8 * bn
-    left = device.shared - 1024
-    for slices, stages in ((8, 4), (8, 3), (4, 4), (4, 3), (4, 2), (2, 2)):
-        # the sums of the slices go through shared memory too
-        fits = max(stages * a_slice, 4 * bn * bm) * slices <= left
-        if fits and slices * bn <= 512:
-            return Gemv(bn, bm, slices, stages)
+    # A second block on a processor works while the first waits.
+    blocks = 2 if -(-layout.stored // bn) > device.processors else 1
+    for resident in (blocks, 1):
+        left = (device.shared + 1024) // resident - 2048
+        for slices, stages in ((8, 4), (8, 3), (4, 4), (4, 3), (4, 2), (2, 2)):
+            # the sums of the slices go through shared memory too
+            fits = max(stages * a_slice, 4 * bn * bm) * slices <= left
+            short = slices > 2 and slices >= 2 * steps
+            if fits and not short and slices * bn <= 512:
+                return Gemv(bn, bm, slices, stages)
     return None
 
 
@@ -237,7 +259,7 @@ def candidates(layout: GpuLayout, x: torch.dtype, m: int, device: Device) -> lis
         for stages in (2, 3, 4)
         if warps == 4 or bn * bm >= 64 * 64
     ]
-    return [c for c in tried if shared_bytes(layout, x, c) <= device.shared]
+    return [c for c in tried if shared_bytes(layout, x, c, device) <= device.shared]
 
 
 def tuned_file(device: Device) -> Path:

@@ -67,7 +67,7 @@ def depthwise_kernel(
             else:
                 real = value.to(tl.float32)
             b = tl.load(float_weights + tap * count + n, mask=channel_ok, other=0)
-            chain = fma(real * 0 + b[None, :], real, chain, PTX)
+            chain = fma(real, b[None, :], chain, PTX)
     if INTEGER:
         f = sums.to(tl.float32)
         if is_half is not None:
@@ -79,7 +79,7 @@ def depthwise_kernel(
         f = f * tl.load(row_scales + rows // rows_a_scale, mask=row_ok, other=1.0)[:, None]
     factor = tl.load(scale + n, mask=channel_ok, other=0)
     start = tl.load(bias + n, mask=channel_ok, other=0)
-    y = fma(f, factor[None, :] + tl.zeros_like(f), start[None, :] + tl.zeros_like(f), PTX)
+    y = fma(f, factor[None, :], start[None, :], PTX)
     if out_index is None:
         channel = n
     else:

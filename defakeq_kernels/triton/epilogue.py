@@ -23,7 +23,9 @@ SIGMOID = tl.constexpr(ACTIVATIONS.index("sigmoid"))
 
 @triton.jit
 def fma(a, b, c, PTX: tl.constexpr):
-    """a * b + c, rounded once."""
+    """a * b + c, rounded once, in the shape of a; b and c are of as many dimensions."""
+    b = tl.broadcast_to(b, a.shape)
+    c = tl.broadcast_to(c, a.shape)
     if PTX:
         y = tl.fma(a, b, c)
     else:

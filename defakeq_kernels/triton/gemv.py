@@ -125,7 +125,7 @@ def gemv_kernel(
                 if not EVEN:
                     f = tl.where((unit < units)[:, None], f, 0.0)
                 f = f * (1.0 / float_step(BITS, DTYPE))
-                y = fma(acc, f[:, :, None] + acc * 0, y, PTX)
+                y = fma(acc, f[:, :, None], y, PTX)
                 acc = tl.zeros((SLICES, BN, BM), kind)
     if GROUPS > 1:
         result = tl.sum(y, axis=0)
@@ -144,7 +144,7 @@ def gemv_kernel(
     if GROUPS > 1:
         result = start + result
     else:
-        result = fma(result, tl.load(scale + stored)[:, None] + result * 0, start, PTX)
+        result = fma(result, tl.load(scale + stored)[:, None], start, PTX)
     if out_index is None:
         channel = n
     else:

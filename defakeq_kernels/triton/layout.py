@@ -184,13 +184,12 @@ def read_layout(packed: Tensor) -> GpuLayout:
     Raises:
         ValueError: `packed` is no GPU runtime layout.
     """
-    storage = packed.untyped_storage()
-    key = storage._cdata
-    known = _KNOWN.get(key)
-    if known is not None and packed.storage_offset() == 0:
+    known = _KNOWN.get(_place(packed))
+    if known is not None:
         return known[1]
     accepted = "a contiguous uint8 tensor made by layer.to('cuda')"
-    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+    whole = packed.dim() == 1 and packed.is_contiguous() and packed.storage_offset() % 256 == 0
+    if packed.dtype != torch.uint8 or not whole:
         raise ValueError(
             f"packed: found {packed.dtype} with shape {list(packed.shape)}; accepted is {accepted}"
         )
@@ -214,7 +213,7 @@ def device_tiles(packed: Tensor, block: int) -> tuple[Tensor | None, int]:
     layout = read_layout(packed)
     if len(layout.runs) == 1:
         return None, -(-layout.stored // block)
-    tables = _KNOWN[packed.untyped_storage()._cdata][2]
+    tables = _KNOWN[_place(packed)][2]
     if block not in tables:
         tables[block] = torch.from_numpy(layout.tiles(block)).to(packed.device)
     return tables[block], len(tables[block])
@@ -224,13 +223,17 @@ def remember(packed: Tensor, layout: GpuLayout) -> None:
     """Associates the memory of `packed` with its description, for as long as it lives."""
     for key in [key for key, known in _KNOWN.items() if known[0].expired()]:
         del _KNOWN[key]
-    storage = packed.untyped_storage()
-    _KNOWN[storage._cdata] = (StorageWeakRef(storage), layout, {})
+    _KNOWN[_place(packed)] = (StorageWeakRef(packed.untyped_storage()), layout, {})
+
+
+def _place(packed: Tensor) -> tuple[int, int]:
+    """Several layers may lie in one storage."""
+    return packed.untyped_storage()._cdata, packed.storage_offset()
 
 
 # A weak reference keeps the address of a storage's record from being used again, so a hit is
 # always the same storage.
-_KNOWN: dict[int, tuple[StorageWeakRef, GpuLayout, dict[int, Tensor]]] = {}
+_KNOWN: dict[tuple[int, int], tuple[StorageWeakRef, GpuLayout, dict[int, Tensor]]] = {}
 
 
 def from_json(found: Mapping[str, Any]) -> GpuLayout:

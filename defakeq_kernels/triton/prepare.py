@@ -53,7 +53,13 @@ def prepare_kernel(
         value = value.to(tl.float32)
         if scales is not None:
             largest = tl.load(scales + r // rows_a_scale, mask=r < rows, other=1.0)
-            value = to_int8(value, tl.div_rn(largest * 0 + 1.0, largest)[:, None], zero, low, high)
+            value = to_int8(
+                value,
+                tl.div_rn(tl.full(largest.shape, 1.0, tl.float32), largest)[:, None],
+                zero,
+                low,
+                high,
+            )
         else:
             value = to_int8(value, inverse, zero, low, high)
     elif x.dtype.element_ty == tl.int8:
@@ -70,8 +76,8 @@ def largest_kernel(x, out, length, parts, steps, SCALE: tl.constexpr, BLOCK: tl.
         x: [rows, length]; NaN counts as nothing. A part is `steps` times BLOCK elements.
         out: float32 [rows, parts].
     """
-    row = tl.program_id(0) // parts
-    begin = tl.program_id(0) % parts * steps * BLOCK
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    begin = (tl.program_id(0) % parts).to(tl.int64) * steps * BLOCK
     largest = tl.zeros((BLOCK,), tl.float32)
     for step in range(0, steps):
         at = begin + step * BLOCK + tl.arange(0, BLOCK)

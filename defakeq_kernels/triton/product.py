@@ -93,7 +93,11 @@ def _plane_tile(
     before: tl.constexpr = bits_before(BITS, PLANE)
     start = count * steps * (step_units(BITS) * UNIT * before // 8)
     at = (it * tiles + S // fields) * UNIT
-    return _byte_tile(w + start, local, steps * tiles * UNIT, at, UNIT)
+    plane = w + start
+    if BITS == 8:
+        # int8 from the load on, so that Hopper's products can read it from shared memory
+        plane = plane.to(tl.pointer_type(tl.int8))
+    return _byte_tile(plane, local, steps * tiles * UNIT, at, UNIT)
 
 
 @triton.constexpr_function
@@ -228,7 +232,7 @@ def _segment(
                             f = acc * (1.0 / float_step(BITS, DTYPE))
                         if row_scale is not None:
                             f = f * row_scale[None, :]
-                        y = fma(f, tl.load(scale + stored * GROUPS + g)[:, None] + f * 0, y, PTX)
+                        y = fma(f, tl.load(scale + stored * GROUPS + g)[:, None], y, PTX)
                         acc = tl.zeros((BN, BM), acc_type)
                         sums = tl.zeros((16, BM), tl.int32)
     if GROUPS > 1 and BITS != 16:
@@ -289,7 +293,7 @@ def _tile(
         if scales is not None:
             f = f * scales[None, :]
         y = _start(y, bias, chain, stored)
-        y = fma(f, tl.load(scale + stored * GROUPS)[:, None] + f * 0, y, PTX)
+        y = fma(f, tl.load(scale + stored * GROUPS)[:, None], y, PTX)
     return y
 
 
@@ -330,13 +334,14 @@ def product_kernel(
     WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr, TAIL: tl.constexpr,
     UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ASYMMETRIC: tl.constexpr,
     CONV_GROUPS: tl.constexpr, SPLITS: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr,
+    PRECISION: tl.constexpr, VECTOR: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """A tile [BN outputs, BM rows] of a linear layer or a convolution with its epilogue.
 
     Args:
-        x: int8, float16, bfloat16 or float32 rows (pixels), `x_vectors` times 16 bytes each.
-        channel_vectors: 16 bytes of channels of a convolution group.
+        x: int8, float16, bfloat16 or float32 rows (pixels), `x_vectors` times VECTOR bytes each.
+        channel_vectors: VECTOR bytes (16 or 8) of channels of a convolution group.
         outside: [channels] values of a pixel outside of the image.
         w: the layer's weights; `tiles`: int32 [tiles, 8] of `GpuLayout.tiles`, or None when all
             outputs have one width and one convolution group.
@@ -348,7 +353,7 @@ def product_kernel(
     """
     pid_n, pid_m = _place(tl.program_id(0), tile_count, tl.cdiv(m, BM), 8)
     split = tl.program_id(1)
-    vector: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    vector: tl.constexpr = 8 * VECTOR // x.dtype.element_ty.primitive_bitwidth
     x_pitch = x_vectors * vector
     channels = channel_vectors * vector
     lanes = tl.arange(0, BN)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defakeq_kernels.quantize import ActQuant
 from defakeq_kernels.torch_functions import BINARY, UNARY
 from defakeq_kernels.triton import between, launch
 from defakeq_kernels.triton.program_state import State, quantization
@@ -64,8 +65,7 @@ def _layer(state: State, node: Mapping[str, Any]) -> None:
 def _squeeze_excite(state: State, node: Mapping[str, Any]) -> None:
     at = node["in"][0]
     pool = quantization(node["pool"])
-    mean = _means(state, at, (1, 2))
-    q = launch.quantize(mean, pool.scale, pool.zero_point, pool.bits)
+    q = _mean(state, at, pool)
     rows = Rows(state.batch, 1, 1, 1, 1)
     for key, table in (("fc1", "table1"), ("fc2", "table2")):
         q = _apply_layer(
@@ -77,15 +77,19 @@ def _squeeze_excite(state: State, node: Mapping[str, Any]) -> None:
     state.put(to, y)
 
 
-def _means(state: State, at: int, dims: tuple[int, ...]) -> Tensor:
-    """Means over `dims`; integer sums are exact."""
+def _mean(state: State, at: int, out: ActQuant | None) -> Tensor:
+    """Means of a value's channels, [batch, channels]; integer sums are exact."""
     x, q = state.raw(at), state.quantization(at)
-    count = int(np.prod([x.shape[d] for d in dims]))
-    part = np.float32(1) / np.float32(count)
-    if q is None:
-        return x.sum(dims) * float(part)
-    sums = (x.sum(dims, dtype=torch.int32) - count * q.zero_point).float()
-    return sums * float(np.float32(q.scale) * part)
+    x = x.reshape(state.batch, -1, x.shape[-1])
+    if q is not None:
+        return between.means(x, q, out)
+    y = x.sum(1) * float(np.float32(1) / np.float32(x.shape[1]))
+    return y if out is None else launch.quantize(y, out.scale, out.zero_point, out.bits)
+
+
+def _mean_rows(state: State, node: Mapping[str, Any]) -> None:
+    at, to = node["in"][0], node["out"][0]
+    state.put(to, _mean(state, at, state.quantization(to)))
 
 
 def _lookup(state: State, node: Mapping[str, Any]) -> None:
@@ -117,7 +121,8 @@ def _layer_norm(state: State, node: Mapping[str, Any]) -> None:
     count, eps = node.get("count", channels), node["eps"]
     index, q = state.table(node, "rows"), state.quantization(at)
     if count == channels:
-        y = between.layer_norm(x, state.quantization(source), gamma, beta, eps, q)
+        state.put(at, between.layer_norm(x, state.quantization(source), gamma, beta, eps, q, index))
+        return
     else:
         x = state.real(source).reshape(state.batch, -1, channels)
         mean = x.sum(-1, keepdim=True) / count
@@ -128,13 +133,18 @@ def _layer_norm(state: State, node: Mapping[str, Any]) -> None:
         y = y if beta is None else y + beta
         if q is not None:
             y = launch.quantize(y.contiguous(), q.scale, q.zero_point, q.bits)
-    state.put(at, y if index is None else _gathered(y, index, state.fill(at)))
+    state.put(at, y if index is None else _gathered(state, at, y, index))
 
 
-def _gathered(x: Tensor, index: Tensor, fill: float | int) -> Tensor:
-    """Rows [batch, n, width] by index; -1: filled."""
-    y = x.index_select(1, index.clamp(min=0))
-    return y.masked_fill((index < 0)[None, :, None], fill)
+def _gathered(state: State, at: int, x: Tensor, index: Tensor) -> Tensor:
+    """Rows [batch, n, width] of value `at` by index; -1: filled."""
+    once = state.program.once
+    y = x.index_select(1, once(("rows", at), lambda: index.clamp(min=0)))
+    # on the host, and once: a capture may not wait for the device
+    if not once(("filled", at), lambda: (index < 0).any().cpu()):
+        return y
+    empty = once(("empty", at), lambda: (index < 0)[None, :, None])
+    return y.masked_fill(empty, state.fill(at))
 
 
 def _softmax(state: State, node: Mapping[str, Any]) -> None:
@@ -184,20 +194,9 @@ def _attention(state: State, node: Mapping[str, Any]) -> None:
     y = F.scaled_dot_product_attention(query, key, value, added, scale=node["alpha"])
     q = state.quantization(node["in"][2])
     assert q is not None
-    y = y.view(-1, heads, tq, wide)
-    y = y.permute(0, 2, 1, 3).reshape(state.batch, batches * tq, heads * wide)
     to = node["out"][0]
-    target = state.quantization(to)
-    if target is None:
-        y = y.float() * q.scale
-    else:
-        y = launch.quantize_scaled(y, q.scale, target.scale, target.zero_point, target.bits)
     rows = state.table(node, "rows")
-    if rows is not None:
-        placed = torch.empty_like(y)
-        placed[:, rows.long()] = y
-        y = placed
-    state.put(to, y)
+    state.put(to, between.heads(y, q.scale, batches, rows, state.quantization(to)))
 
 
 def _attention_bias(state: State, node: Mapping[str, Any], kind: torch.dtype) -> Tensor | None:
@@ -231,12 +230,6 @@ def _matmul(state: State, node: Mapping[str, Any]) -> None:
     a = _strided(state, node["in"][0], node["a"], {"batch": batches, "row": m, "col": k})
     b = _strided(state, node["in"][1], node["b"], {"batch": batches, "row": k, "col": n})
     state.store(node["out"][0], (a @ b) * node["alpha"])
-
-
-def _mean_rows(state: State, node: Mapping[str, Any]) -> None:
-    at = node["in"][0]
-    dims = tuple(range(1, len(state.value(at)["shape"])))
-    state.store(node["out"][0], _means(state, at, dims))
 
 
 def _pool2d(state: State, node: Mapping[str, Any]) -> None:
@@ -282,7 +275,7 @@ def _window_sizes(
 def _adaptive_avg_pool2d(state: State, node: Mapping[str, Any]) -> None:
     at = node["in"][0]
     if list(node["size"]) == [1, 1]:
-        state.store(node["out"][0], _means(state, at, (1, 2)))
+        _mean_rows(state, node)
         return
     x = state.real(at).permute(0, 3, 1, 2)
     y = F.adaptive_avg_pool2d(x, tuple(node["size"]))
@@ -332,8 +325,7 @@ def _copy(state: State, node: Mapping[str, Any]) -> None:
     chunk, at = node["chunk"], node["out"][0]
     parts = [state.raw(i).expand(state.batch, *state.value(i)["shape"]) for i in node["in"]]
     joined = torch.cat([p.reshape(state.batch, -1, chunk) for p in parts], 1)
-    index = state.program.copy_index(node)
-    state.put(at, _gathered(joined, index, state.fill(at)))
+    state.put(at, _gathered(state, at, joined, state.program.copy_index(node)))
 
 
 OPS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {

@@ -137,8 +137,11 @@ def _run_part(
         _depthwise(layout, packed, x, rows, epilogue, out, scales, extra)
         return
     window = layout.strategy == "product" and layout.kind == "conv2d" and not _pointwise(layout)
-    x, pitch, channels = _compact(layout, packed, x, rows, scales)
-    few = None if window else configs.gemv(layout, x.dtype, rows.count, device_of(x))
+    kind = torch.int8 if layout.act is not None else x.dtype
+    few = None if window else configs.gemv(layout, kind, rows.count, device_of(x))
+    # A single row may be of any length where few rows are multiplied.
+    single = few is not None and rows.count == 1
+    x, pitch, channels = _compact(layout, packed, x, rows, scales, single)
     if few is not None:
         _gemv(layout, packed, x, pitch, channels, rows, epilogue, out, scales, extra, few)
         return
@@ -192,14 +195,20 @@ def _pitch(x: Tensor) -> int:
     return x.stride(0) if x.dim() == 2 and x.shape[0] > 1 else x.shape[-1]
 
 
+def _vector(x: Tensor, channels: int, pitch: int) -> int:
+    """Bytes that can be loaded at a time: 16, 8, or 1 for less."""
+    size = math.gcd(channels * x.itemsize, pitch * x.itemsize)
+    return 16 if size % 16 == 0 else 8 if size % 8 == 0 else 1
+
+
 def _compact(
-    layout: GpuLayout, packed: Tensor, x: Tensor, rows: Rows, scales: Tensor | None
+    layout: GpuLayout, packed: Tensor, x: Tensor, rows: Rows, scales: Tensor | None, single: bool
 ) -> tuple[Tensor, int, int]:
     """Activations the product reads, elements between pixels, and channels of a group."""
     quantizes = layout.act is not None and x.dtype != torch.int8
     pitch = _pitch(x)
-    step = 16 // x.itemsize
-    aligned = layout.channels % step == 0 and pitch % step == 0 and x.data_ptr() % 16 == 0
+    fits = single or _vector(x, layout.channels, pitch) >= (8 if x.dtype == torch.int8 else 16)
+    aligned = fits and x.data_ptr() % 16 == 0
     if not layout.gathers and not quantizes and aligned:
         return x, pitch, layout.channels
     dtype = torch.int8 if quantizes else x.dtype
@@ -345,6 +354,8 @@ def product(
 ) -> None:  # fmt: skip
     """Launches the product with the given configuration and number of parts."""
     m, count = rows.count, layout.stored
+    unit = configs.unit(layout, x.dtype, device_of(x))
+    units = layout.units * layout.unit // unit
     tiles, tile_count = device_tiles(packed, chosen.bn)
     bias, scale = layout.section(packed, "bias"), layout.section(packed, "scale")
     out_index = None if layout.direct else layout.section(packed, "out_index")
@@ -357,25 +368,27 @@ def product(
         )
         partial = torch.empty(splits, m, count, dtype=kind, device=x.device)
     outside = layout.section(packed, "outside").view(x.dtype)
-    tail = any(b != HALF_BITS and layout.units % units_a_step(b) for b in layout.bits)
+    tail = any(b != HALF_BITS and units % units_a_step(b) for b in layout.bits)
     grid = (tile_count * triton.cdiv(m, chosen.bm), splits)
-    vector = 16 // x.itemsize
+    bytes_each = _vector(x, channels, pitch)
+    vector = bytes_each // x.itemsize
     start(product_kernel, grid,
         x, outside, layout.section(packed, "weights"), tiles, out_index, scale,
         layout.section(packed, "zero_point"), layout.section(packed, "correction"), bias, scales,
         half_x, None if half_x is None else layout.section(packed, "half_weights"),
         extra.residual, extra.table, out, partial,
         tile_count, m, rows.h, rows.w, rows.oh, rows.ow, pitch // vector, channels // vector,
-        layout.units, count, a_scale,
+        units, count, a_scale,
         0 if half_x is None else half_x.shape[1], layout.out_channels, layout.act_zero,
         **epilogue,
         BITS=sum(1 << b for b in layout.bits),
         KERNEL_X=layout.kernel[1], STRIDE_Y=layout.stride[0], STRIDE_X=layout.stride[1],
         PAD_Y=layout.padding[0], PAD_X=layout.padding[1], DILATION_Y=layout.dilation[0],
-        DILATION_X=layout.dilation[1], WINDOW=window, TAP_UNITS=layout.pitch // layout.unit,
-        RAGGED=channels != layout.pitch, TAIL=tail, UNIT=layout.unit, GROUPS=layout.scale_groups,
+        DILATION_X=layout.dilation[1], WINDOW=window, TAP_UNITS=layout.pitch // unit,
+        RAGGED=channels != layout.pitch, TAIL=tail, UNIT=unit, GROUPS=layout.scale_groups,
         SPAN=layout.span, ASYMMETRIC=layout.asymmetric, CONV_GROUPS=layout.groups, SPLITS=splits,
-        PRECISION=precision(x.dtype), BN=chosen.bn, BM=chosen.bm, PTX=not INTERPRETED,
+        PRECISION=precision(x.dtype), VECTOR=bytes_each, BN=chosen.bn, BM=chosen.bm,
+        PTX=not INTERPRETED,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
     if partial is None:

@@ -86,7 +86,9 @@ def _key(number: int, leaf: Any) -> Any:
 
 class _Capture:
     def __init__(self, model: nn.Module, leaves: list[Any], structure: Any) -> None:
-        self.inputs = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
+        # Made in inference mode, they could not be written outside of it.
+        with torch.inference_mode(False):
+            self.inputs = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten(self.inputs, structure)
         self.device = next((v.device for v in self.inputs if isinstance(v, Tensor)), None)
         with torch.cuda.device(self.device), torch.no_grad():
@@ -102,9 +104,10 @@ class _Capture:
                 self.outputs = model(*args, **kwargs)
 
     def replay(self, leaves: list[Any]) -> Any:
-        for own, given in zip(self.inputs, leaves, strict=True):
-            if isinstance(own, Tensor):
-                own.copy_(given)
-        with torch.cuda.device(self.device):
+        # Inputs that require grad must not make the graph's memory part of an autograd graph.
+        with torch.cuda.device(self.device), torch.no_grad():
+            for own, given in zip(self.inputs, leaves, strict=True):
+                if isinstance(own, Tensor):
+                    own.copy_(given)
             self.graph.replay()
         return pytree.tree_map_only(Tensor, torch.clone, self.outputs)

@@ -98,6 +98,32 @@ def test_every_width(bits: int, symmetric: bool) -> None:
     check(linear(20, 200, bits=bits, symmetric=symmetric), torch.randn(5, 200).half())
 
 
+def test_bytes_in_long_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        monkeypatch.setitem(config.DEVICES, 87, config.DEVICES[90])
+    layer = linear(24, 384, bits=8, act=STATIC)
+    check(layer, int8(70, 384))
+    check(linear(24, 384, bits=8, symmetric=True, act=STATIC), torch.randn(70, 384))
+    check(
+        conv(128, 20, 3, {"padding": 1}, bits=8, act=STATIC, activation="relu"), int8(2, 128, 6, 6)
+    )
+    check(conv(256, 20, 1, {"groups": 2}, bits=8, act=STATIC), int8(2, 256, 6, 6))
+
+
+@pytest.mark.parametrize("inputs", [6, 28, 100])
+def test_a_single_row_of_any_length(inputs: int) -> None:
+    check(linear(20, inputs, bits=4, act=STATIC, activation="silu"), int8(1, inputs))
+    check(linear(20, inputs, bits=3), torch.randn(1, inputs).half())
+
+
+def test_channels_that_are_eight_bytes() -> None:
+    check(linear(20, 72, bits=4, act=STATIC), int8(20, 72))
+    check(
+        conv(24, 20, 3, {"padding": 1}, bits=4, act=ActQuant("static", 0.1, 5)), int8(1, 24, 5, 5)
+    )
+    check(conv(80, 20, 1, {"groups": 2}, bits=8, act=STATIC), int8(1, 80, 5, 5))
+
+
 MIXED = torch.tensor([8] * 6 + [4] * 6 + [1] * 4 + [2] * 3)
 
 

@@ -18,6 +18,8 @@ from program_builder import Builder
 from test_program_bytes import CASES, KINDS, OTHER
 
 from defakeq_kernels import reference_program
+from defakeq_kernels.quantize import ActQuant
+from defakeq_kernels.triton import between
 from defakeq_kernels.triton.program import GpuProgram
 from defakeq_kernels.triton.start import INTERPRETED
 
@@ -113,3 +115,26 @@ def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
     other = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
     module._loaded(other, x.device)
     assert key not in module._KNOWN
+
+
+@pytest.mark.parametrize("positions", [3, 700])
+def test_means_in_one_and_two_launches(positions: int) -> None:
+    x = torch.randint(-128, 128, (2, positions, 37), dtype=torch.int8)
+    q = ActQuant("static", 0.1, 5)
+    part = np.float32(1) / np.float32(positions)
+    wanted = (x.int().sum(1) - 5 * positions).float() * float(np.float32(0.1) * part)
+    assert torch.equal(between.means(x.to(DEVICE), q, None).cpu(), wanted)
+    levels = between.means(x.to(DEVICE), q, ActQuant("static", 0.003, -3)).cpu()
+    inverse = float(np.float32(1) / np.float32(0.003))
+    assert torch.equal(levels, ((wanted * inverse).round() - 3).clamp(-128, 127).to(torch.int8))
+
+
+def test_heads_are_put_in_their_rows() -> None:
+    x = torch.randn(2, 5, 6, 8).half().transpose(1, 2)  # batches of 2, 3 heads
+    rows = torch.randperm(10).int()
+    found = between.heads(x.to(DEVICE), 0.5, 2, rows.to(DEVICE), None).cpu()
+    wanted = torch.empty(2, 10, 24)
+    flat = x.float().reshape(2, 2, 3, 5, 8).permute(0, 1, 3, 2, 4).reshape(2, 10, 24) * 0.5
+    wanted[:, rows.long()] = flat
+    assert torch.equal(found, wanted)
+    assert torch.equal(between.heads(x.to(DEVICE), 0.5, 2, None, None).cpu(), flat)

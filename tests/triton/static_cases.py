@@ -27,8 +27,8 @@ STATIC = ActQuant.static(-2, 3)
 ARCHITECTURES = (87, 89, 90)
 
 
-def _linear(**options: Any) -> QuantLinear:
-    return QuantLinear.from_float(nn.Linear(1024, 512), **options)
+def _linear(outputs: int = 512, **options: Any) -> QuantLinear:
+    return QuantLinear.from_float(nn.Linear(1024, outputs), **options)
 
 
 def _conv(groups: int = 1, **options: Any) -> QuantConv2d:
@@ -55,6 +55,11 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
         lambda: _x(torch.float16, 1, 1024),
         dict.fromkeys(ARCHITECTURES, "HMMA"),
     ),
+    "w4a16 gemv of groups, 4096 outputs": (
+        lambda: _linear(4096, bits=4, group_size=128),
+        lambda: _x(torch.float16, 1, 1024),
+        dict.fromkeys(ARCHITECTURES, "HMMA"),
+    ),
     "w4a8 gemv": (
         lambda: _linear(bits=4, act=STATIC),
         lambda: _x(torch.int8, 1, 1024),
@@ -68,6 +73,11 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
     "w4a16": (lambda: _linear(bits=4, symmetric=True), lambda: _x(torch.float16, 8192, 1024), HMMA),
     "w4a8": (
         lambda: _linear(bits=4, symmetric=True, act=STATIC),
+        lambda: _x(torch.int8, 8192, 1024),
+        IMMA,
+    ),
+    "w8a8": (
+        lambda: _linear(bits=8, symmetric=True, act=STATIC),
         lambda: _x(torch.int8, 8192, 1024),
         IMMA,
     ),
