@@ -30,23 +30,6 @@ DQ_INLINE void add_step(const int8_t* const (&x)[R], int64_t k, const __m512i (&
   }
 }
 
-// kUnrolled steps of codes, from byte k of the rows on.
-template <int kUnrolled, bool kAhead, int R, int NB>
-DQ_INLINE void add_codes(const int8_t* const (&x)[R], int64_t k, const uint8_t* const (&w)[NB],
-                         int64_t ahead, __m512i (&acc)[R][NB]) {
-#pragma GCC unroll 2
-  for (int s = 0; s < kUnrolled; ++s) {
-    __m512i codes[NB];
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) {
-      const uint8_t* at = w[b] + k * kBlock + s * 64;
-      codes[b] = _mm512_loadu_si512(at);
-      if constexpr (kAhead) _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
-    }
-    add_step<R, NB>(x, k + s * 4, codes, acc);
-  }
-}
-
 // The whole tile. kBits: a.w holds planes of so many bits, 8: codes. kAhead: asks for the weights
 // of the next blocks meanwhile.
 template <int kBits, bool kAhead, int R, int NB>
@@ -65,16 +48,20 @@ DQ_INLINE void add_products(const GemmS8Args& a, int64_t row, int first_block,
     for (int r = 0; r < R; ++r) x[r] = rows[r] + a.tap_offset[t];
     int64_t k = 0;
     if constexpr (kBits == 8) {
-      constexpr int kUnrolled = 2;
-      for (; k + 4 * kUnrolled <= length; k += 4 * kUnrolled) {
+      for (; k < length; k += 4) {
         // One index register for all rows: left alone, the compiler keeps and increments a pointer
         // a row, and the extra instructions cost the out-of-order window.
         asm("" : "+r"(k));
-        add_codes<kUnrolled, kAhead, R, NB>(x, k, w, ahead, acc);
-      }
-      for (; k < length; k += 4) {
-        asm("" : "+r"(k));
-        add_codes<1, kAhead, R, NB>(x, k, w, ahead, acc);
+        __m512i codes[NB];
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) {
+          const uint8_t* at = w[b] + k * kBlock;
+          codes[b] = _mm512_loadu_si512(at);
+          if constexpr (kAhead) {
+            _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
+          }
+        }
+        add_step<R, NB>(x, k, codes, acc);
       }
 #pragma GCC unroll 2
       for (int b = 0; b < NB; ++b) w[b] += length * kBlock;
