@@ -165,6 +165,23 @@ def test_feedback_beats_nearest_on_correlated_inputs():
     assert torch.equal(plain.round().clamp(0, own.top), own.codes(rows))
 
 
+def test_rows_with_inputs_of_their_own_are_fed_back_alone():
+    torch.manual_seed(4)
+    x = torch.randn(6, 40, 9) @ torch.randn(9, 9)
+    second = x.transpose(1, 2) @ x
+    second[2] = 0  # inputs that are always zero
+    rows = torch.randn(6, 9)
+    fitted = grid.fit(rows, 3)
+    found = grid.feedback(rows, fitted, second).round()
+    scales = grid.refit(rows, found.clamp(0, 7), fitted, second)
+    for i in range(6):
+        own = grid.Grid(3, fitted.scale[i : i + 1], fitted.zero[i : i + 1])
+        alone = grid.feedback(rows[i : i + 1], own, second[i]).round()
+        assert torch.equal(alone[0], found[i])
+        scale = grid.refit(rows[i : i + 1], alone.clamp(0, 7), own, second[i])
+        torch.testing.assert_close(scale, scales[i : i + 1])
+
+
 def test_grids_of_many_rows_are_those_of_each(monkeypatch):
     torch.manual_seed(1)
     rows, importance = torch.randn(9, 20), torch.rand(9, 20)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from defakeq.compress.distributed import average
 from defakeq.compress.graph import Block, Graph, Layer
-from defakeq.compress.grid import Grid, feedback, fit, refit
+from defakeq.compress.grid import Grid, feedback, fit, refit, times
 from defakeq.compress.quantized import State, fake_act, float_call
 
 _ROWS = 8192  # positions a layer's second moment is taken from, at least three times its size
@@ -60,12 +60,13 @@ def fed_back(layer: Layer, state: State, second: Tensor, feed: bool = True) -> S
     kept = None
     if state.keep_in is not None:
         kept = state.keep_in[:, None].expand(-1, layer.weight[0, 0].numel()).flatten()
-    for g in range(groups):
-        own = slice(g * size, (g + 1) * size)
-        h, rows = second[g], weight[own]
+    each = groups > 1 and size == 1  # depthwise: all outputs at once, each with its own inputs
+    for g in range(1 if each else groups):
+        own = slice(None) if each else slice(g * size, (g + 1) * size)
+        h, rows = second if each else second[g], weight[own]
         if kept is not None:
             h, rows = h[kept][:, kept], rows[:, kept]
-        fitted = fit(rows, state.grid.bits, h.diagonal().clamp(min=0), state.symmetric)
+        fitted = fit(rows, state.grid.bits, _diagonal(h).clamp(min=0), state.symmetric)
         if feed:
             found = feedback(rows, fitted, h).round().clamp(0, fitted.top)
         else:
@@ -82,12 +83,16 @@ def fed_back(layer: Layer, state: State, second: Tensor, feed: bool = True) -> S
     return replace(state, grid=Grid(state.grid.bits, scale, zero), codes=codes)
 
 
+def _diagonal(second: Tensor) -> Tensor:
+    return second.diagonal(dim1=-2, dim2=-1)
+
+
 def least_output_error(rows: Tensor, first: Grid, second: Tensor, symmetric: bool) -> Grid:
     """The grid of each row with the least ``||(W - W~) X||^2``, searched from coarse to fine."""
 
     def error(grid: Grid) -> Tensor:
         off = grid.nearest(rows) - rows
-        return ((off @ second) * off).sum(1)
+        return (times(off, second) * off).sum(1)
 
     best, least = first, error(first)
     for spread in (0.2, 0.05, 0.0125):

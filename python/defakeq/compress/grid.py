@@ -123,51 +123,64 @@ def feedback(rows: Tensor, grid: Grid, second: Tensor, damping: float = 0.01) ->
     Args:
         rows: float32 [O, K].
         grid: of the rows.
-        second: ``X X^T`` [K, K].
+        second: ``X X^T`` [K, K], or of each row's own inputs [O, K, K].
         damping: added to the diagonal, a part of its mean.
 
     Returns:
         Positions between the codes [O, K], unrounded; rounding and clamping gives the codes.
     """
-    count = rows.shape[1]
-    diagonal = second.diagonal()
-    mean = float(diagonal.mean())
-    if mean <= 0:
+    each = second.dim() == 3
+    diagonal = second.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1).double()
+    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    h = second.gather(-2, order[..., None].expand_as(second))
+    h = h.gather(-1, order[..., None, :].expand_as(second)).double()
+    h.diagonal(dim1=-2, dim2=-1).add_((damping * mean + 1e-12)[..., None])
+    factor, failed = torch.linalg.cholesky_ex(h)
+    inverse = torch.cholesky_inverse(factor)
+    upper, again = torch.linalg.cholesky_ex(inverse, upper=True)
+    upper = upper.float()
+    usable = (mean > 0) & (failed == 0) & (again == 0)
+    if not each and not bool(usable):
         return grid.position(rows)
-    order = diagonal.argsort(descending=True, stable=True)
-    h = second[order][:, order].double()
-    h.diagonal().add_(damping * mean + 1e-12)
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-        upper = torch.linalg.cholesky(inverse, upper=True).float()
-    except torch.linalg.LinAlgError:
-        return grid.position(rows)
-    work = rows[:, order].clone()
+    place = order if each else order.expand_as(rows)
+    found = _fed(rows.gather(1, place), grid, upper)
+    positions = torch.empty_like(found).scatter_(1, place, found)
+    return torch.where(usable[:, None], positions, grid.position(rows)) if each else positions
+
+
+def _fed(work: Tensor, grid: Grid, upper: Tensor) -> Tensor:
+    """Positions of rows, column by column; `upper` is one triangle, or one for each row."""
     found = torch.empty_like(work)
+    count = work.shape[1]
     block = 64
     for begin in range(0, count, block):
         end = min(begin + block, count)
         part = work[:, begin:end]
         errors = torch.empty_like(part)
-        local = upper[begin:end, begin:end]
+        local = upper[..., begin:end, begin:end]
         for i in range(end - begin):
             column = part[:, i : i + 1]
             position = grid.position(column)
             found[:, begin + i] = position[:, 0]
             quantized = grid.weights(position.round().clamp(0, grid.top))
-            error = (column - quantized) / local[i, i]
-            part[:, i:] -= error * local[i : i + 1, i:]
+            error = (column - quantized) / local[..., i, i, None]
+            part[:, i:] -= error * local[..., i, i:]
             errors[:, i] = error[:, 0]
-        work[:, end:] -= errors @ upper[begin:end, end:]
-    positions = torch.empty_like(found)
-    positions[:, order] = found
-    return positions
+        if end < count:
+            work[:, end:] -= times(errors, upper[..., begin:end, end:])
+    return found
+
+
+def times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Rows [O, K] times one matrix [K, M], or each times its own [O, K, M]."""
+    return rows @ matrix if matrix.dim() == 2 else torch.einsum("ok,okm->om", rows, matrix)
 
 
 def refit(rows: Tensor, codes: Tensor, grid: Grid, second: Tensor) -> Tensor:
     """The scales [O] that are best for the codes: least ``||(W - W~) X||^2``, in closed form."""
     level = codes - grid.zero[:, None]
-    along = level @ second
+    along = times(level, second)
     square = (along * level).sum(1)
     product = (along * rows).sum(1)
     usable = (square > 0) & (product > 0)
