@@ -26,8 +26,8 @@ from defakeq_kernels.triton.start import Launch, recording
 
 # That run nothing on a device.
 _FREE = {
-    "_local_scalar_dense", "_unsafe_view", "alias", "as_strided", "detach", "empty", "empty_like", "empty_strided",
-    "expand", "new_empty", "permute", "select", "slice", "unsqueeze", "view",
+    "_local_scalar_dense", "_unsafe_view", "alias", "as_strided", "detach", "empty", "empty_like",
+    "empty_strided", "expand", "new_empty", "permute", "select", "slice", "unsqueeze", "view",
 }  # fmt: skip
 
 
