@@ -251,7 +251,7 @@ def detector(rows: Rows, quick: bool, name: str, folder: Path) -> None:
 
         def compiled(half: Any = half) -> list[Call]:
             made, h = half()
-            fast = torch.compile(made, mode="max-autotune-no-cudagraphs")
+            fast = made if DRY else torch.compile(made, mode="max-autotune-no-cudagraphs")
             return [lambda: fast(h)]
 
         rows.measure(work, "torch fp16", eager)

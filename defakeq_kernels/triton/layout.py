@@ -228,7 +228,7 @@ def remember(packed: Tensor, layout: GpuLayout) -> None:
 
 def _place(packed: Tensor) -> tuple[int, int]:
     """Several layers may lie in one storage."""
-    return packed.untyped_storage()._cdata, packed.storage_offset()
+    return packed.untyped_storage()._cdata, int(packed.storage_offset())
 
 
 # A weak reference keeps the address of a storage's record from being used again, so a hit is

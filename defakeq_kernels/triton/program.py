@@ -98,7 +98,10 @@ class GpuProgram:
         self._tensors = tensors
         self._moved: dict[str, Tensor] = {}
         self._made: dict[Any, Tensor] = {}
-        self.based = {v["base"] for v in self.values if v.get("base") is not None}
+        # Values that are written in parts: they are allocated, and parts copied into them.
+        written = [at for n in self.nodes for at in n["out"]] + [p["value"] for p in self.inputs]
+        bases = [self.values[at].get("base") for at in written]
+        self.joined = {base for base in bases if base is not None}
         self._layers = {name: self._layer(network, name) for name in self._used_layers()}
 
     def _used_layers(self) -> set[str]:

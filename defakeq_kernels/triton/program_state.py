@@ -68,7 +68,7 @@ class State:
         """Writes a value as it is stored."""
         v = self.value(at)
         base = v.get("base")
-        if base is None and at not in self.program.based:
+        if base is None and at not in self.program.joined:
             self.held[at] = y.contiguous()
             return
         owner = at if base is None else base

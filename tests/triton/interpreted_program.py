@@ -138,3 +138,21 @@ def test_heads_are_put_in_their_rows() -> None:
     wanted[:, rows.long()] = flat
     assert torch.equal(found, wanted)
     assert torch.equal(between.heads(x.to(DEVICE), 0.5, 2, None, None).cpu(), flat)
+
+
+def test_values_written_in_parts_and_views_of_whole_ones() -> None:
+    b = Builder(11)
+    x = b.input((4, 6))
+    whole = b.value((8, 6))
+    for i, fn in enumerate(("relu", "none")):
+        out = b.value((4, 6), base=whole, offset=24 * i)
+        node = {"op": "unary", "name": f"part{i}", "in": [x], "out": [out], "fn": fn}
+        b.program["nodes"].append(node)
+    y = b.node("unary", [whole], (8, 6), None, fn="none")
+    b.output(y)
+    b.output(b.node("unary", [b.value((48,), base=y, offset=0)], (48,), None, fn="relu"))
+    given = np.random.default_rng(1).standard_normal((2, 4, 6)).astype(np.float32)
+    joined, flat = GpuProgram(b.tensors, b.network, DEVICE)([torch.from_numpy(given).to(DEVICE)])
+    wanted = np.concatenate([np.maximum(given, 0), given], 1)
+    assert np.array_equal(joined.cpu().numpy(), wanted)
+    assert np.array_equal(flat.cpu().numpy(), np.maximum(wanted.reshape(2, 48), 0))

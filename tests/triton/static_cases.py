@@ -27,8 +27,8 @@ STATIC = ActQuant.static(-2, 3)
 ARCHITECTURES = (87, 89, 90)
 
 
-def _linear(outputs: int = 512, **options: Any) -> QuantLinear:
-    return QuantLinear.from_float(nn.Linear(1024, outputs), **options)
+def _linear(outputs: int = 512, inputs: int = 1024, **options: Any) -> QuantLinear:
+    return QuantLinear.from_float(nn.Linear(inputs, outputs), **options)
 
 
 def _conv(groups: int = 1, **options: Any) -> QuantConv2d:
@@ -74,6 +74,11 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], torch.Tensor], dict[int, 
     "w4a8": (
         lambda: _linear(bits=4, symmetric=True, act=STATIC),
         lambda: _x(torch.int8, 8192, 1024),
+        IMMA,
+    ),
+    "w4a8 of 728 channels": (
+        lambda: _linear(inputs=728, bits=4, symmetric=True, act=STATIC),
+        lambda: _x(torch.int8, 8192, 728),
         IMMA,
     ),
     "w8a8": (
