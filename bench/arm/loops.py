@@ -36,22 +36,35 @@ LOOPS = (
         "gemm, 8 bits and fewer, sdot", "neondot/dq_gemm", "gemm_s8", ("cortex-a76", "cortex-a55")
     ),
     Loop("gemm, 8 bits and fewer, usmmla", "i8mm/dq_gemm", "gemm_s8", ("cortex-a710",)),
-    Loop("gemm, 8 bits, smull", "neon/dq_gemm", r"Chain\)1", ("cortex-a72", "cortex-a53")),
-    Loop("gemm, 8 bits, extreme codes", "neon/dq_gemm", r"Chain\)0", ("cortex-a72", "cortex-a53")),
+    Loop(
+        "gemm, 8 bits, smull",
+        "neon/dq_gemm",
+        r"lambda0'\(long\)::operator\(\)<4>",
+        ("cortex-a72", "cortex-a53"),
+    ),
+    Loop(
+        "gemm, 8 bits, extreme codes",
+        "neon/dq_gemm",
+        r"lambda'\(long\)::operator\(\)<3>",
+        ("cortex-a72", "cortex-a53"),
+    ),
     Loop(
         "gemm, 6 bits and fewer, smlal",
         "neon/dq_gemm",
-        r"sum_chains|Chain\)2",
+        r"sum_low_bits\(.*Finish const&\)$",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
         "dwconv 3x3, few bits, smlal",
         "neon/dq_dwconv",
-        r"dw_chain_rows<.*\)2, 3, 1>",
-        ("cortex-a72", "cortex-a53"),
+        "dw_chain_rows<true, 3, 1>",
+        ("cortex-a72", "cortex-a53", "cortex-a76"),
     ),
     Loop(
-        "dwconv 3x3, sdot", "neondot/dq_dwconv", r"DwFinish\)2, 2, 3", ("cortex-a76", "cortex-a55")
+        "dwconv 3x3, sdot",
+        "neondot/dq_dwconv",
+        r"dw_rows<false, .*\)2, 2, 3>",
+        ("cortex-a76", "cortex-a55"),
     ),
 )
 

@@ -36,39 +36,68 @@ inline size_t dw_chain_scratch(const DwS8Args& a) {
          kBlock;
 }
 
+DQ_INLINE void dw_fill(int8_t* out, int64_t columns, int8_t value) {
+  for (int64_t c = 0; c < columns; ++c) vst1q_s8(out + c * kBlock, vdupq_n_s8(value));
+}
+
+// Columns that a row has before the image, and before the padding behind it.
+DQ_INLINE int64_t dw_left(const DwBlock& k) {
+  return k.a->padding[1] < k.count ? k.a->padding[1] : k.count;
+}
+DQ_INLINE int64_t dw_right(const DwBlock& k) {
+  const int64_t right = k.a->w + k.a->padding[1];
+  return right < k.count ? right : k.count;
+}
+
+// The pixels of an image row, in a row of [column][16].
+inline void dw_copy_pixels(const DwBlock& k, int64_t iy, int8_t* row) {
+  const DwS8Args& a = *k.a;
+  const int64_t left = dw_left(k), stride = a.x_stride;
+  const int8_t* x = a.x + (iy * a.w + left - a.padding[1]) * stride + k.c0;
+  int8_t* out = row + left * kBlock;
+  int64_t count = dw_right(k) - left;
+  if (k.n < kBlock) {
+    for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, load_bytes(x, k.n));
+    return;
+  }
+  for (; count >= 4; count -= 4, x += 4 * stride, out += 4 * kBlock) {
+    const int8x16x4_t four = {
+        {vld1q_s8(x), vld1q_s8(x + stride), vld1q_s8(x + 2 * stride), vld1q_s8(x + 3 * stride)}};
+    vst1q_s8_x4(out, four);
+  }
+  for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, vld1q_s8(x));
+}
+
 // A row of the image, or of padding, as [column][16].
 inline void dw_copy_row(const DwBlock& k, int64_t iy, int8_t* out) {
   const DwS8Args& a = *k.a;
-  const int8x16_t pad = vdupq_n_s8(a.pad_value);
-  const bool inside = iy >= 0 && iy < a.h;
-  const int64_t left = a.padding[1] < k.count ? a.padding[1] : k.count;
-  const int64_t right = a.w + a.padding[1] < k.count ? a.w + a.padding[1] : k.count;
-  for (int64_t c = 0; c < (inside ? left : k.count); ++c) vst1q_s8(out + c * kBlock, pad);
-  if (!inside) return;
-  const int8_t* x = a.x + (iy * a.w + left - a.padding[1]) * a.x_stride + k.c0;
-  if (k.n == kBlock) {
-    for (int64_t c = left; c < right; ++c, x += a.x_stride) vst1q_s8(out + c * kBlock, vld1q_s8(x));
-  } else {
-    for (int64_t c = left; c < right; ++c, x += a.x_stride) {
-      vst1q_s8(out + c * kBlock, load_bytes(x, k.n));
-    }
-  }
-  for (int64_t c = right; c < k.count; ++c) vst1q_s8(out + c * kBlock, pad);
+  if (iy < 0 || iy >= a.h) return dw_fill(out, k.count, a.pad_value);
+  const int64_t right = dw_right(k);
+  dw_fill(out, dw_left(k), a.pad_value);
+  dw_fill(out + right * kBlock, k.count - right, a.pad_value);
+  dw_copy_pixels(k, iy, out);
 }
 
 // [row group][kw][16][4 rows] to [taps][16]; whether int16 holds all taps.
 inline bool dw_chain_weights(DwChain& k, const int8_t* weight) {
   const DwS8Args& a = *k.a;
   int16x8_t sum[2] = {vdupq_n_s16(0), vdupq_n_s16(0)}, most[2] = {sum[0], sum[0]};
-  for (int ky = 0; ky < a.kernel[0]; ++ky) {
-    for (int kx = 0; kx < a.kernel[1]; ++kx) {
-      const int8x16x4_t four = vld4q_s8(weight + (ky / 4 * a.kernel[1] + kx) * kBlock * 4);
-      const int8x16_t w = four.val[ky % 4];
-      vst1q_s8(k.weight + (ky * a.kernel[1] + kx) * kBlock, w);
-      const int16x8_t wide[2] = {vmovl_s8(vget_low_s8(w)), vmovl_high_s8(w)};
-      for (int i = 0; i < 2; ++i) {
-        sum[i] = vaddq_s16(sum[i], wide[i]);
-        most[i] = vaddq_s16(most[i], vabsq_s16(wide[i]));
+  const int height = a.kernel[0], width = a.kernel[1];
+  for (int g = 0; g * 4 < height; ++g) {
+    for (int kx = 0; kx < width; ++kx) {
+      const int8x16x4_t four = vld4q_s8(weight + (g * width + kx) * kBlock * 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        if (g * 4 + j >= height) break;
+        const int8x16_t w = four.val[j], size = vabsq_s8(w);
+        vst1q_s8(k.weight + ((g * 4 + j) * width + kx) * kBlock, w);
+        sum[0] = vaddw_s8(sum[0], vget_low_s8(w));
+        sum[1] = vaddw_high_s8(sum[1], w);
+        // |-128| is 128 of 8 bits without a sign
+        most[0] = vreinterpretq_s16_u16(
+            vaddw_u8(vreinterpretq_u16_s16(most[0]), vreinterpret_u8_s8(vget_low_s8(size))));
+        most[1] = vreinterpretq_s16_u16(
+            vaddw_high_u8(vreinterpretq_u16_s16(most[1]), vreinterpretq_u8_s8(size)));
       }
     }
   }
@@ -180,17 +209,28 @@ inline void dw_chain_rows(const DwChain& k) {
   held.highest = vdupq_n_s8(k.int8.highest);
   const DwChain3x3 three = dw_chain_constants(k, held);
   const bool whole = k.n == kBlock;
-  int64_t next = a.oy0 * kStride - a.padding[0];
+  // Padding beside the image stays; of rows above and below nothing else remains.
+  dw_fill(k.rows, kRing * k.count, a.pad_value);
+  int64_t slot = a.oy0 * kStride % kRing, fresh = 0;
   for (int64_t oy = a.oy0; oy < a.oy1; oy += 2) {
     const int64_t top = oy * kStride - a.padding[0];
     const int8_t* row[kRing];
+    int8_t* to_row = k.rows + slot * pitch;
     for (int64_t r = 0; r < kRing; ++r) {
-      int8_t* to = k.rows + (top + r + a.padding[0]) % kRing * pitch;
-      row[r] = to;
-      if (top + r < next) continue;
-      dw_copy_row(k, top + r, to);
-      next = top + r + 1;
+      row[r] = to_row;
+      if (r >= fresh) {
+        if (top + r >= 0 && top + r < a.h) {
+          dw_copy_pixels(k, top + r, to_row);
+        } else if (oy > a.oy0) {
+          dw_fill(to_row, k.count, a.pad_value);
+        }
+      }
+      to_row += pitch;
+      if (to_row == k.rows + kRing * pitch) to_row = k.rows;
     }
+    fresh = kRing - 2 * kStride;
+    slot += 2 * kStride;
+    if (slot >= kRing) slot -= kRing;
     const bool second = oy + 1 < a.oy1;
     const int64_t pixel = oy * a.out_w;
     int8_t* const to = static_cast<int8_t*>(a.out) + pixel * a.out_stride + k.c0;
