@@ -111,23 +111,35 @@ DQ_INLINE void average_window(const Operand& x, int64_t width, int64_t channels,
   });
 }
 
-typedef int8_t PoolBytes __attribute__((vector_size(kPoolChannels)));
+template <int kBytes>
+struct PoolBytes {
+  typedef int8_t Vector __attribute__((vector_size(kBytes)));
+};
 
-// The largest of kPoolChannels channels from c on.
-template <class V>
+// The largest of kBytes channels from c on.
+template <int kBytes>
 DQ_INLINE void max_bytes(const int8_t* x, int64_t width, int64_t channels, const Window& w,
                          int64_t c, int8_t* out) {
-  PoolBytes best;
+  typename PoolBytes<kBytes>::Vector best;
   std::memset(&best, -128, sizeof(best));
   for (int64_t y = w.y0; y < w.y1; ++y) {
     const int8_t* from = x + (y * width + w.x0) * channels + c;
     for (int64_t px = w.x0; px < w.x1; ++px, from += channels) {
-      PoolBytes v;
+      typename PoolBytes<kBytes>::Vector v;
       std::memcpy(&v, from, sizeof(v));
       best = v > best ? v : best;
     }
   }
   std::memcpy(out + c, &best, sizeof(best));
+}
+
+// All of at least kBytes channels; the last ones, some of them again.
+template <int kBytes>
+DQ_INLINE void max_channels(const int8_t* x, int64_t width, int64_t channels, const Window& w,
+                            int8_t* out) {
+  int64_t c = 0;
+  for (; c + kBytes <= channels; c += kBytes) max_bytes<kBytes>(x, width, channels, w, c, out);
+  if (c < channels) max_bytes<kBytes>(x, width, channels, w, channels - kBytes, out);
 }
 
 template <class V>
@@ -138,16 +150,10 @@ DQ_INLINE void max_window(const Operand& x, int64_t width, int64_t channels, con
     // the same quantization on both sides: bytes are compared as they are
     const auto* bytes = static_cast<const int8_t*>(x.data);
     auto* to = static_cast<int8_t*>(out) + row * channels;
-    int64_t c = 0;
-    for (; c + kPoolChannels <= channels; c += kPoolChannels) {
-      max_bytes<V>(bytes, width, channels, w, c, to);
-    }
-    if (c < channels && channels >= kPoolChannels) {
-      // the last channels, some of them again
-      max_bytes<V>(bytes, width, channels, w, channels - kPoolChannels, to);
-      return;
-    }
-    for (; c < channels; ++c) {
+    if (channels >= 64) return max_channels<64>(bytes, width, channels, w, to);
+    if (channels >= 32) return max_channels<32>(bytes, width, channels, w, to);
+    if (channels >= 16) return max_channels<16>(bytes, width, channels, w, to);
+    for (int64_t c = 0; c < channels; ++c) {
       int8_t best = -128;
       for (int64_t y = w.y0; y < w.y1; ++y) {
         for (int64_t px = w.x0; px < w.x1; ++px) {
