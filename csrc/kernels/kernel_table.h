@@ -93,10 +93,6 @@ struct GemmS8Args {
 // with chain_from_bias the chain starts at the bias and y = f.
 struct GemmF32Args {
   const float* const* rows;
-  // Where the table says that gemm_f32 reads bytes: x - zero_point of these is read instead of
-  // rows; or null. Never with chain_from_bias.
-  const int8_t* const* bytes;
-  int32_t zero_point;
   int64_t m;
   const int64_t* tap_offset;  // in elements
   int taps;
@@ -114,6 +110,32 @@ struct GemmF32Args {
   int64_t out_stride;
   int n;
   int last_lanes;  // lanes of the last block whose results matter; the others may come out as bias
+  Post post;
+};
+
+// Pixels that one vector holds side by side, a lane each.
+inline constexpr int kLanes = 16;
+
+// Up to 16 outputs of the float32 product over int8 pixels that were turned, lanes being rows of
+// the output: f = chain of fma over x - zero_point in reduction order, y as in GemmF32Args.
+struct TurnedF32Args {
+  const uint8_t* const* x;  // [vectors][taps]: kLanes pixels as turn_pixels leaves them
+  bool pairs;               // whether in pairs
+  int64_t vectors;
+  int taps;
+  int64_t channels;  // of a pixel
+  int32_t zero_point;
+  int outputs;
+  const float* w;  // [taps * channels][16]
+  const float* scale;
+  const float* bias;
+  const float* row_scale;  // of row r at row_scale + r, or null
+  const float* row_bias;   // of row r at row_bias + r * row_bias_stride, or null
+  int64_t row_bias_stride;
+  const int32_t* row;     // [vectors][kLanes]: each lane's row of the output, -1: none
+  const int32_t* column;  // [outputs]
+  void* out;              // (r, c) at out + r * out_stride + c; the residual likewise
+  int64_t out_stride;
   Post post;
 };
 
@@ -180,6 +202,10 @@ struct ShufflePlan {
   const uint8_t* fill;  // a byte an output, zeros up to a multiple of 64
 };
 
+inline constexpr int64_t turned_bytes(int64_t bytes, bool pairs) {
+  return (bytes + 3) / 4 * 4 * kLanes * (pairs ? 2 : 1);
+}
+
 struct BinaryArgs;
 struct SoftmaxCodesArgs;
 struct PackCodesArgs;
@@ -238,9 +264,15 @@ struct KernelTable {
   void (*to_nchw)(const Operand& x, int64_t channels, int64_t pixels, float* out, int64_t begin,
                   int64_t end);
 
+  // Where a product of few float32 outputs has rows as lanes, else null: kLanes pixels of `bytes`
+  // bytes into turned_bytes, and the product over them. As pairs of halves of float32 numbers
+  // they take twice the memory and more work here, and less there: for a single output.
+  void (*turn_pixels)(const int8_t* const* pixels, int64_t bytes, bool pairs, int32_t zero_point,
+                      uint8_t* turned);
+  void (*gemm_f32_turned)(const TurnedF32Args&);
+
   // What the functions above can do beyond what each of them must.
   bool fuses_half_inputs;  // gemm_s8 reads half_rows
-  bool f32_reads_bytes;    // gemm_f32 reads `bytes`
   bool writes_windows;     // gemm_s8 reads `windows`
   bool reads_planes;       // gemm_s8 reads `planes`
 };

@@ -38,8 +38,8 @@ Activations::Activations(const PackedLayer& layer, const KernelTable& kernels, c
   width_ = images.w + 2 * pad_x_;
   height_ = images.h + 2 * pad_y_;
   make_int8_ = layer.act_mode != ActMode::kNone;
-  const bool bytes_serve =
-      make_int8_ && kernels.f32_reads_bytes && layer.strategy != Strategy::kDepthwise;
+  const bool bytes_serve = make_int8_ && kernels.gemm_f32_turned != nullptr && layer.groups == 1 &&
+                           layer.strategy != Strategy::kDepthwise;
   make_float_ = layer.needs_float_rows != 0 && !bytes_serve;
   const bool rearranged = layer.gathers() || pad_x_ > 0 || pad_y_ > 0;
   const bool whole_steps = layer.tap_length % read_multiple == 0;

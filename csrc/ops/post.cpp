@@ -115,4 +115,43 @@ void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType
   }
 }
 
+namespace {
+
+// fn(row's element, lane's element) of each channel of each row
+template <class Row, class Own, class Fn>
+void each_channel(Row* rows, int64_t stride, int64_t count, const int32_t* channel, int64_t lanes,
+                  Own* own, Fn&& fn) {
+  for (int64_t r = 0; r < count; ++r, rows += stride, own += lanes) {
+    for (int64_t l = 0; l < lanes; ++l) {
+      if (channel[l] >= 0) fn(rows[channel[l]], own[l]);
+    }
+  }
+}
+
+}  // namespace
+
+void pick_channels(DType dtype, const void* rows, int64_t stride, int64_t count,
+                   const int32_t* channel, int64_t lanes, void* own) {
+  const auto pick = [&](const auto* from, auto* to) {
+    each_channel(from, stride, count, channel, lanes, to, [](auto x, auto& y) { y = x; });
+  };
+  if (dtype == DType::kFloat32) {
+    pick(static_cast<const float*>(rows), static_cast<float*>(own));
+  } else {
+    pick(static_cast<const int8_t*>(rows), static_cast<int8_t*>(own));
+  }
+}
+
+void put_channels(DType dtype, const void* own, int64_t count, const int32_t* channel,
+                  int64_t lanes, void* rows, int64_t stride) {
+  const auto put = [&](const auto* from, auto* to) {
+    each_channel(to, stride, count, channel, lanes, from, [](auto& x, auto y) { x = y; });
+  };
+  if (dtype == DType::kFloat32) {
+    put(static_cast<const float*>(own), static_cast<float*>(rows));
+  } else {
+    put(static_cast<const int8_t*>(own), static_cast<int8_t*>(rows));
+  }
+}
+
 }  // namespace defakeq

@@ -27,6 +27,13 @@ void scatter_rows(const PackedLayer& layer, const KernelTable& kernels, const ui
 void gather_residual(const PackedLayer& layer, const KernelTable& kernels, DType dtype,
                      const void* residual, int64_t rows, void* out);
 
+// Some channels of rows to and from rows of `lanes` of their own; channel[l] is -1 where lane l is
+// none.
+void pick_channels(DType dtype, const void* rows, int64_t stride, int64_t count,
+                   const int32_t* channel, int64_t lanes, void* own);
+void put_channels(DType dtype, const void* own, int64_t count, const int32_t* channel,
+                  int64_t lanes, void* rows, int64_t stride);
+
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 1; }
 
 inline void* offset(void* p, int64_t elements, DType dtype) {

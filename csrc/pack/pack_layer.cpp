@@ -18,9 +18,11 @@ namespace {
 // One stored output: where its numbers are.
 struct Row {
   const SegmentSpec* segment;
-  int64_t row;     // in the segment
+  int64_t row;     // in the segment; -1: a hole, whose results are replaced
   int64_t stored;  // in storage order
   int32_t channel;
+
+  bool is_hole() const { return row < 0; }
 };
 
 struct Block {
@@ -90,8 +92,10 @@ class Packer {
  private:
   void plan();
   void plan_blocks();
+  bool leave_holes(std::vector<Row>* ints, const std::vector<Row>& halves) const;
   void unpack(const Block& b);
   void write_parameters(char* blob);
+  void fill_zero_points(char* blob, const Block& b) const;
   void write_weights(char* blob);
   void write_corrections(char* blob, const Block& b) const;
   void write_depthwise(char* blob, const Block& b);
@@ -114,6 +118,29 @@ class Packer {
   int64_t code_stride_ = 0;
 };
 
+// Where that takes no more blocks, integer outputs leave the half-precision ones' channels free, so
+// that every one is computed where it belongs. Returns whether they do.
+bool Packer::leave_holes(std::vector<Row>* ints, const std::vector<Row>& halves) const {
+  const auto blocks = [](size_t rows) { return (rows + kBlock - 1) / kBlock; };
+  const auto outs = static_cast<size_t>(s_.out_channels);
+  if (shape_.depthwise || s_.groups > 1 || ints->empty() || halves.empty() ||
+      ints->size() + halves.size() != outs || blocks(ints->size()) != blocks(outs)) {
+    return false;
+  }
+  std::vector<Row> all;
+  for (const Row& r : *ints) {
+    if (r.segment != ints->front().segment || r.channel < static_cast<int64_t>(all.size())) {
+      return false;
+    }
+    while (static_cast<int64_t>(all.size()) < r.channel) {
+      all.push_back({r.segment, -1, -1, static_cast<int32_t>(all.size())});
+    }
+    all.push_back(r);
+  }
+  *ints = std::move(all);
+  return true;
+}
+
 void Packer::plan_blocks() {
   std::vector<Row> ints, halves;
   int64_t stored = 0;
@@ -125,6 +152,7 @@ void Packer::plan_blocks() {
       (as_float ? halves : ints).push_back({&g, n, stored++, g.out_index[n]});
     }
   }
+  if (leave_holes(&ints, halves)) head_.patched = 1;
   const auto cut = [&](const std::vector<Row>& rows, bool as_float) {
     const Row* previous = nullptr;
     for (const Row& r : rows) {
@@ -200,6 +228,7 @@ void Packer::plan() {
   slot_channel_.assign(static_cast<size_t>(h.slots()), -1);
   for (size_t b = 0; b < blocks_.size(); ++b) {
     for (size_t i = 0; i < blocks_[b].rows.size(); ++i) {
+      if (blocks_[b].rows[i].is_hole()) continue;
       const size_t slot = b * kBlock + i;
       slot_channel_[slot] = blocks_[b].rows[i].channel;
       channel_slot_[static_cast<size_t>(blocks_[b].rows[i].channel)] = static_cast<int32_t>(slot);
@@ -249,12 +278,12 @@ void Packer::plan() {
   h.padded_steps = (h.taps * h.tap_steps + kPlaneSteps - 1) / kPlaneSteps * kPlaneSteps;
 
   if (!in_index_.empty()) gather_ = plan_shuffle(in_index_, s_.in_channels, 0);
-  if (!h.direct && h.out_dtype == DType::kInt8) {
+  if (!h.direct && !h.patched && h.out_dtype == DType::kInt8) {
     scatter_ = plan_shuffle(channel_slot_, h.slots(),
                             static_cast<uint8_t>(static_cast<int8_t>(h.out.zero_point)));
   }
 
-  if (!h.direct && s_.out_channels >= kBlock) {
+  if (!h.direct && !h.patched && s_.out_channels >= kBlock) {
     residual_ = plan_shuffle(slot_channel_, s_.out_channels, 0);
   }
 
@@ -307,6 +336,7 @@ void Packer::write_parameters(char* blob) {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     for (size_t i = 0; i < blocks_[b].rows.size(); ++i) {
       const Row& r = blocks_[b].rows[i];
+      if (r.is_hole()) continue;
       const auto slot = static_cast<int64_t>(b * kBlock + i);
       if (s_.bias != nullptr) bias[slot] = s_.bias[r.stored] * h.residual_factor;
       for (int64_t p = 0; p < h.pieces; ++p) {
@@ -320,6 +350,24 @@ void Packer::write_parameters(char* blob) {
         at = (is_static ? ws * s_.act.scale : ws) * h.residual_factor;
       }
     }
+    fill_zero_points(blob, blocks_[b]);
+  }
+}
+
+// Lanes without an output take the zero point of one that is there: kernels do less where all lanes
+// share one.
+void Packer::fill_zero_points(char* blob, const Block& b) const {
+  if (shape_.depthwise || b.packed.bits == 16) return;
+  const auto first =
+      std::find_if(b.rows.begin(), b.rows.end(), [](const Row& r) { return !r.is_hole(); });
+  if (first == b.rows.end()) return;
+  for (int64_t p = 0; p < head_.pieces; ++p) {
+    auto* zero_point = reinterpret_cast<int32_t*>(blob + head_.zero_point) + p * head_.slots() +
+                       block_index(b) * kBlock;
+    for (size_t i = 0; i < kBlock; ++i) {
+      if (i < b.rows.size() && !b.rows[i].is_hole()) continue;
+      zero_point[i] = zero_point_of(*first, head_.pieces, p);
+    }
   }
 }
 
@@ -332,6 +380,11 @@ void Packer::unpack(const Block& b) {
   for (size_t n = 0; n < b.rows.size(); ++n) {
     const SegmentSpec& g = *b.rows[n].segment;
     if (g.bits == 16) continue;
+    if (b.rows[n].is_hole()) {
+      std::memset(codes_.data() + static_cast<int64_t>(n) * code_stride_, 0,
+                  static_cast<size_t>(shape_.reduction));
+      continue;
+    }
     const int64_t row_bytes = (shape_.reduction * g.bits + 7) / 8;
     unpack_codes(g.codes + b.rows[n].row * row_bytes, shape_.reduction, g.bits,
                  codes_.data() + static_cast<int64_t>(n) * code_stride_);
@@ -344,6 +397,7 @@ void Packer::write_corrections(char* blob, const Block& b) const {
   auto* correction = reinterpret_cast<int32_t*>(blob + h.correction);
   for (size_t n = 0; n < b.rows.size(); ++n) {
     const Row& r = b.rows[n];
+    if (r.is_hole()) continue;
     const int64_t slot = block_index(b) * kBlock + static_cast<int64_t>(n);
     for (int64_t p = 0; p < h.pieces; ++p) {
       int64_t first = 0, last = shape_.reduction;
@@ -437,6 +491,7 @@ void Packer::write_weights(char* blob) {
       const int64_t columns = shape_.kernel_taps * h.half_inputs;
       write_lanes(b.packed.lanes, columns, reinterpret_cast<float*>(blob + b.packed.half_in),
                   [&](size_t n, int64_t k) {
+                    if (b.rows[n].is_hole()) return 0.0f;
                     return half_to_float(s_.half_in_weight[b.rows[n].stored * columns + k]);
                   });
     }

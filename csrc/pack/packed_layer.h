@@ -68,6 +68,7 @@ struct PackedLayer {
   int32_t blocks;  // all blocks; integer ones first
   int32_t int_blocks;
   int32_t direct;            // slot == output channel: no scatter pass
+  int32_t patched;           // the same but for half-precision outputs, whose channels are holes
   int32_t needs_float_rows;  // some block reads the activations as float32
   int32_t dw_window;         // depthwise: some window factor is not 0
   int32_t segments;

@@ -12,6 +12,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
@@ -374,24 +375,6 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   a.rows = rows.pointers.data();
   a.tap_offset = rows.tap_offset.data();
   a.chain_from_bias = random.once_in(2);
-  // int8 rows instead, and for the reference the same as floats
-  Rows<int8_t> bytes;
-  Rows<float> read;
-  if (isa.f32_reads_bytes && !a.chain_from_bias && random.once_in(2)) {
-    bytes = random_rows<int8_t>(random, a.m, a.taps, a.length, [&](int64_t count) {
-      return random.integers<int8_t>(count, -128, 127);
-    });
-    a.zero_point = static_cast<int32_t>(random.between(-128, 127));
-    for (const std::vector<int8_t>& row : bytes.data) {
-      read.data.emplace_back();
-      for (const int8_t x : row) {
-        read.data.back().push_back(static_cast<float>(x - a.zero_point));
-      }
-    }
-    for (const auto& row : read.data) read.pointers.push_back(row.data());
-    a.rows = read.pointers.data();
-    a.tap_offset = bytes.tap_offset.data();
-  }
   a.last_lanes = static_cast<int>(random.between(1, kBlock));
   const Lanes l = random_lanes(random, a.m, lanes,
                                limit * limit * std::sqrt(static_cast<float>(a.taps * a.length)));
@@ -404,7 +387,6 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   a.out = expected.data();
   kernel_table_scalar()->gemm_f32(a);
   a.out = found.data();
-  if (!bytes.pointers.empty()) a.bytes = bytes.pointers.data();
   isa.gemm_f32(a);
   // What the lanes after last_lanes hold is open.
   const int64_t size = a.post.out_dtype == DType::kFloat32 ? 4 : 1;
@@ -418,6 +400,144 @@ void check_gemm_f32(const KernelTable& isa, Random& random, int) {
   std::ostringstream what;
   what << "m=" << a.m << " taps=" << a.taps << " length=" << a.length << " n=" << a.n
        << " last_lanes=" << a.last_lanes << " from_bias=" << a.chain_from_bias << to_text(a.post);
+  expect_same(expected, found, what.str());
+}
+
+// `count` different numbers below `width`, adjacent or not.
+std::vector<int32_t> random_columns(Random& random, int64_t count, int64_t width) {
+  std::vector<int32_t> all(static_cast<size_t>(width));
+  std::iota(all.begin(), all.end(), 0);
+  const bool adjacent = random.once_in(2);
+  if (adjacent) {
+    std::rotate(all.begin(), all.begin() + random.between(0, width - count), all.end());
+  } else {
+    for (size_t i = all.size() - 1; i > 0; --i) {
+      std::swap(all[i], all[static_cast<size_t>(random.between(0, static_cast<int64_t>(i)))]);
+    }
+  }
+  all.resize(static_cast<size_t>(count));
+  return all;
+}
+
+template <class T>
+std::vector<T> picked(const std::vector<T>& wide, int64_t stride, int64_t rows,
+                      const std::vector<int32_t>& columns) {
+  std::vector<T> own;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (const int32_t c : columns) own.push_back(wide[static_cast<size_t>(r * stride + c)]);
+  }
+  return own;
+}
+
+void check_gemm_f32_turned(const KernelTable& isa, Random& random, int trial) {
+  if (isa.gemm_f32_turned == nullptr) return;
+  TurnedF32Args a{};
+  a.vectors = random.between(1, 9);
+  a.taps = static_cast<int>(random.one_of({1, 1, 2, 9}));
+  a.channels = random.between(1, random.one_of({3, 20, 200}));
+  a.zero_point = static_cast<int32_t>(random.between(-128, 127));
+  a.outputs = trial % kLanes + 1;
+  a.pairs = a.outputs == 1 && random.once_in(2);
+
+  // turned pixels, 16 at a time; each pixel is its own allocation
+  const int64_t turned_count = random.between(1, 12), length = a.taps * a.channels;
+  std::vector<std::vector<int8_t>> pixels;
+  AlignedBytes turned(static_cast<size_t>(turned_count * turned_bytes(a.channels, a.pairs)));
+  for (int64_t i = 0; i < turned_count; ++i) {
+    const int8_t* from[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      pixels.push_back(random.integers<int8_t>(a.channels, -128, 127));
+      from[l] = pixels.back().data();
+    }
+    isa.turn_pixels(from, a.channels, a.pairs, a.zero_point,
+                    turned.data() + i * turned_bytes(a.channels, a.pairs));
+  }
+  EXPECT_FALSE(turned.overrun());
+
+  // which of them meet, and for the reference the same as rows of floats
+  const int64_t rows = a.vectors * kLanes;
+  std::vector<int32_t> order = random_columns(random, rows, rows);
+  std::vector<std::vector<float>> floats(static_cast<size_t>(rows));
+  std::vector<const uint8_t*> x;
+  for (int64_t v = 0; v < a.vectors; ++v) {
+    for (int t = 0; t < a.taps; ++t) {
+      const int64_t from = random.between(0, turned_count - 1);
+      x.push_back(turned.data() + from * turned_bytes(a.channels, a.pairs));
+      for (int l = 0; l < kLanes; ++l) {
+        std::vector<float>& row =
+            floats[static_cast<size_t>(order[static_cast<size_t>(v * kLanes + l)])];
+        for (const int8_t q : pixels[static_cast<size_t>(from * kLanes + l)]) {
+          row.push_back(static_cast<float>(q - a.zero_point));
+        }
+      }
+    }
+  }
+  a.x = x.data();
+  const std::vector<float> w = random.floats(length * kBlock, 255.0f);
+  a.w = w.data();
+  const Lanes l =
+      random_lanes(random, rows, kBlock, 65025.0f * std::sqrt(static_cast<float>(length)));
+  set_lanes(a, random, l);
+  const int64_t width = a.outputs + random.one_of({0, 1, 40});
+  const std::vector<int32_t> columns = random_columns(random, a.outputs, width);
+  a.column = columns.data();
+  const Epilogue e = random_epilogue(random, rows, width);
+  a.post = e.post;
+  a.out_stride = e.out_stride;
+  const bool float_out = a.post.out_dtype == DType::kFloat32;
+
+  GemmF32Args b{};
+  std::vector<const float*> pointers;
+  for (const auto& row : floats) pointers.push_back(row.data());
+  const int64_t no_offset = 0;
+  b.rows = pointers.data();
+  b.m = rows;
+  b.tap_offset = &no_offset;
+  b.taps = 1;
+  b.length = length;
+  b.blocks = 1;
+  b.w = a.w;
+  b.scale = a.scale;
+  b.bias = a.bias;
+  b.row_scale = a.row_scale;
+  b.row_bias = a.row_bias;
+  b.row_bias_stride = a.row_bias_stride;
+  b.last_lanes = b.n = a.outputs;
+  b.out_stride = a.outputs;
+  b.post = a.post;
+  b.post.residual_stride = a.outputs;
+  std::vector<float> near_f;
+  std::vector<int8_t> near_q;
+  if (!e.residual_f.empty()) {
+    near_f = picked(e.residual_f, a.post.residual_stride, rows, columns);
+    b.post.residual = near_f.data();
+  } else if (!e.residual_q.empty()) {
+    near_q = picked(e.residual_q, a.post.residual_stride, rows, columns);
+    b.post.residual = near_q.data();
+  }
+  const size_t size = float_out ? 4 : 1;
+  std::vector<uint8_t> own = untouched(rows * a.outputs * static_cast<int64_t>(size));
+  b.out = own.data();
+  kernel_table_scalar()->gemm_f32(b);
+
+  std::vector<uint8_t> expected = untouched(e.out_bytes), found = expected;
+  for (int32_t& row : order) {
+    if (random.once_in(5)) row = -1;
+  }
+  a.row = order.data();
+  for (const int32_t row : order) {
+    for (int n = 0; row >= 0 && n < a.outputs; ++n) {
+      std::memcpy(
+          expected.data() +
+              static_cast<size_t>(row * a.out_stride + columns[static_cast<size_t>(n)]) * size,
+          own.data() + static_cast<size_t>(row * a.outputs + n) * size, size);
+    }
+  }
+  a.out = found.data();
+  isa.gemm_f32_turned(a);
+  std::ostringstream what;
+  what << "vectors=" << a.vectors << " taps=" << a.taps << " channels=" << a.channels
+       << " outputs=" << a.outputs << to_text(a.post);
   expect_same(expected, found, what.str());
 }
 
@@ -705,10 +825,14 @@ constexpr Kernel kKernels[] = {
     {"abs_max", 200, check_abs_max},
     {"shuffle", 300, check_shuffle},
 };
+// What some ISAs have behind the node kernels.
+constexpr Kernel kMore[] = {{"gemm_f32_turned", 800, check_gemm_f32_turned}};
+constexpr size_t kMoreKernels = 2;  // and turn_pixels
 // From lookup on, test_nodes.cpp compares them through their operators.
 constexpr size_t kNodeKernels = 15;
 static_assert(offsetof(KernelTable, fuses_half_inputs) ==
-                  sizeof(const char*) + (std::size(kKernels) + kNodeKernels) * sizeof(void (*)()),
+                  sizeof(const char*) +
+                      (std::size(kKernels) + kNodeKernels + kMoreKernels) * sizeof(void (*)()),
               "every function of the kernel table is listed in kKernels with its check");
 
 struct Isa {
@@ -750,11 +874,18 @@ TEST_P(KernelTest, GivesTheBytesOfScalar) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, KernelTest, testing::Combine(testing::ValuesIn(built_isas()), testing::ValuesIn(kKernels)),
-    [](const auto& info) {
-      return std::string(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name;
-    });
+std::string name_of(const testing::TestParamInfo<std::tuple<Isa, Kernel>>& info) {
+  return std::string(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KernelTest,
+                         testing::Combine(testing::ValuesIn(built_isas()),
+                                          testing::ValuesIn(kKernels)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(More, KernelTest,
+                         testing::Combine(testing::ValuesIn(built_isas()),
+                                          testing::ValuesIn(kMore)),
+                         name_of);
 
 class TableTest : public testing::TestWithParam<Isa> {};
 

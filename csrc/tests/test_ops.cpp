@@ -127,7 +127,7 @@ void choose_geometry(Case& c, Random& random) {
   c.n = random.in(1, 2);
   do {
     c.h = random.in(5, 16);
-    c.w = random.in(5, 16);
+    c.w = random.one_in(6) ? 16 * random.in(2, 3) : random.in(5, 16);
     c.out_h = conv_out_size(c.h, s.kernel[0], s.stride[0], s.padding[0], s.dilation[0]);
     c.out_w = conv_out_size(c.w, s.kernel[1], s.stride[1], s.padding[1], s.dilation[1]);
   } while (c.out_h < 1 || c.out_w < 1);
@@ -176,7 +176,11 @@ void choose_weights(Case& c, Random& random) {
     std::shuffle(order.begin(), order.end(), random.engine);
   }
   const bool extreme = random.one_in(2);
-  const int parts = random.in(1, 3);
+  // A few outputs in half precision among integer ones of one width.
+  const bool mixed = random.one_in(4) && left > 4;
+  const int few = mixed ? random.in(1, std::max(1, left / 12)) : 0;
+  if (mixed) std::shuffle(order.begin(), order.begin() + left, random.engine);
+  const int parts = mixed ? 2 : random.in(1, 3);
   const auto reduction = static_cast<size_t>(c.taps() * c.group_inputs());
   const auto pieces = static_cast<size_t>(c.pieces());
   auto next = order.begin();
@@ -184,7 +188,7 @@ void choose_weights(Case& c, Random& random) {
   size_t stored = 0;
   for (int i = 0; i < parts; ++i) {
     Segment& g = c.segments[static_cast<size_t>(i)];
-    const int count = i + 1 == parts ? left : random.in(0, left);
+    const int count = i + 1 == parts ? left : mixed ? left - few : random.in(0, left);
     left -= count;
     stored += static_cast<size_t>(count);
     const auto rows = static_cast<size_t>(count);
@@ -192,7 +196,7 @@ void choose_weights(Case& c, Random& random) {
     next += count;
     std::sort(g.out_index.begin(), g.out_index.end());
     SegmentSpec spec;
-    spec.bits = random.one_in(5) ? 16 : random.in(1, 8);
+    spec.bits = (mixed ? i == 1 : random.one_in(5)) ? 16 : random.in(1, 8);
     spec.count = count;
     spec.out_index = g.out_index.data();
     if (spec.bits == 16) {

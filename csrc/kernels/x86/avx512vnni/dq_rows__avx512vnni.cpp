@@ -55,6 +55,30 @@ void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int3
   }
 }
 
+// The same of taps of up to 32 bytes.
+void medium_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
+  const auto mask = static_cast<__mmask32>(~uint32_t{0} >> (32 - taps.length));
+  const __m256i ones = _mm256_set1_epi8(1);
+  for (int64_t r = 0; r < m; r += 4) {
+    const int8_t* row[4];
+    for (int i = 0; i < 4; ++i) row[i] = rows[r + i < m ? r + i : m - 1];
+    __m256i sum[4] = {};
+    for (int t = 0; t < taps.count; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256i x = _mm256_maskz_loadu_epi8(mask, row[i] + taps.offset[t]);
+        sum[i] = _mm256_dpbusd_epi32(sum[i], ones, x);
+      }
+    }
+    const __m256i all =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    const auto left = static_cast<__mmask8>(m - r >= 4 ? 15 : (1 << (m - r)) - 1);
+    _mm_mask_storeu_epi32(sums + r, left, four);
+  }
+}
+
 constexpr int64_t kShuffledBytes = 24 << 10;
 
 DQ_INLINE __mmask64 first_bytes(int64_t count) {
@@ -121,6 +145,7 @@ void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, i
               int64_t length, int32_t* sums) {
   const Taps t{tap_offset, taps, length};
   if (length <= 16) return short_row_sums(rows, m, t, sums);
+  if (length <= 32) return medium_row_sums(rows, m, t, sums);
   const __mmask64 tail = (__mmask64{1} << (length % 64)) - 1;
   int64_t r = 0;
   for (; r + 4 <= m; r += 4) {

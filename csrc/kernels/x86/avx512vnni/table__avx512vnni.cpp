@@ -11,8 +11,9 @@ const KernelTable* kernel_table_avx512vnni() {
     table.fuses_half_inputs = true;
     table.writes_windows = true;
     table.reads_planes = true;
-    table.gemm_f32 = avx512vnni::gemm_f32;
-    table.f32_reads_bytes = true;
+    table.gemm_f32 = simd::gemm_f32<Vec, 8, 2, NarrowVec>;
+    table.turn_pixels = avx512vnni::turn_pixels;
+    table.gemm_f32_turned = avx512vnni::gemm_f32_turned;
     table.lookup = avx512vnni::lookup;
     return table;
   }();
