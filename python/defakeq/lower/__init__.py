@@ -13,6 +13,7 @@ from defakeq.lower.capture import Captured, Node, capture, prepare
 from defakeq.lower.emit import Emitter
 from defakeq.lower.finish import assemble, calibrate
 from defakeq.lower.module import Fallback, ProgramModule, ProgramStage, Stage, TorchStage
+from defakeq.lower.picture_inputs import move_onto_levels
 from defakeq.lower.stages import part, program_of
 from defakeq.plan import QuantPlan
 
@@ -39,6 +40,8 @@ def lower(
         ValueError: a model that cannot be captured, or unusable calibration batches.
     """
     captured = capture(prepare(model, plan, inputs), _first(inputs))
+    batches = [_tensors(batch) for batch in calibration]
+    move_onto_levels(captured, plan, batches)
     fallbacks = _fallbacks(captured, plan)
     parts = part(captured, set(fallbacks))
     emitters: dict[int, Emitter] = {}
@@ -46,7 +49,6 @@ def lower(
         if not stage.torch:
             emitters[i] = Emitter(program_of(captured, stage), plan)
             emitters[i].run()
-    batches = [_tensors(batch) for batch in calibration]
     quants = calibrate(captured, emitters, batches, observer)
     stages: list[Stage] = []
     for i, stage in enumerate(parts):
