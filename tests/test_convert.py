@@ -20,6 +20,7 @@ from defakeq.calibrate import RangeObserver  # noqa: E402
 from defakeq.fold import Folded  # noqa: E402
 from defakeq.plan import LayerPlan, QuantPlan  # noqa: E402
 from defakeq_kernels.nn import QuantConv2d, QuantLinear  # noqa: E402
+from defakeq_kernels.quantize import ActQuant  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -313,6 +314,28 @@ def test_one_image_without_a_batch() -> None:
     with torch.no_grad():
         found, expected = converted(image), model(image)
     assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("slope", "start", "half"), [(2, -1.0, 1 / 255), (1, 0.0, None)])
+def test_zero_midway_between_levels_is_found(slope, start, half):
+    observer = RangeObserver()
+    observer.update(torch.arange(256) * (slope / 255) + start)
+    found = observer.half_level()
+    assert found == half if half is None else found == pytest.approx(half, rel=1e-5)
+
+
+def test_codes_at_the_ends_of_a_range_stand_for_the_mean_result():
+    values = torch.cat([torch.linspace(-2, 2, 4000), torch.full((100,), -9.0)])
+    observer = RangeObserver()
+    observer.update(values)
+    act = ActQuant.static(-2.0, 1.5, 8)
+    found = observer.results_at_ends(torch.nn.functional.silu, act)
+    codes = act.quantize(values.numpy())
+    for code in (-128, 127):
+        mean = torch.nn.functional.silu(values[torch.from_numpy(codes == code)]).mean()
+        assert found[code] == pytest.approx(float(mean), abs=0.01)
+    rectified = observer.results_at_ends(torch.relu, ActQuant.static(0.0, 2.0, 8))
+    assert list(rectified) == [127]  # the first code is zero's
 
 
 def test_other_values_have_no_levels():

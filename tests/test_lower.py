@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from defakeq.conversion import convert, save
 from defakeq.plan import QuantPlan
 from defakeq_kernels import reference_program, runtime
+from defakeq_kernels.packed import PackedWeight
 
 
 class Residual(nn.Module):
@@ -77,6 +78,25 @@ def test_lowered_networks_match_the_oracle(network: type[nn.Module], bits: int, 
         assert converted(batches[0][:2]).numpy().tobytes() == found.tobytes()
     if bits == 8:
         assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_pictures_around_zero_enter_without_rounding(bias: bool):
+    torch.manual_seed(5)
+    conv = nn.Conv2d(3, 4, 3, bias=bias)
+    conv.weight.data.abs_()  # so that half a step of all inputs would show
+    model = nn.Sequential(conv, nn.Flatten()).eval()
+    pictures = torch.randint(0, 256, (6, 3, 24, 24)) * (2 / 255) - 1
+    plan = QuantPlan.uniform(model, 8)
+    converted = convert(model, pictures[:1], plan, pictures.split(1), backend="program")
+    nodes = converted.explain()["nodes"]
+    assert [node["op"] for node in nodes] == ["binary", "conv2d", "copy"]
+    assert all(node.ok for node in converted.check(pictures[:1]))
+    tensors, network = converted.file()
+    packed = PackedWeight.from_tensors("0", tensors, network["layers"]["0"])
+    with torch.no_grad():
+        rounded = F.conv2d(pictures, torch.from_numpy(packed.dequantize()), conv.bias).flatten(1)
+        assert (converted(pictures) - rounded).abs().max() < 2e-3
 
 
 def test_what_cannot_be_lowered_stays_with_torch():

@@ -45,8 +45,8 @@ class Lattice:
         levels = torch.cat([self._levels, flat.unique()]).unique()
         self._levels = levels if levels.numel() <= self._MOST else None
 
-    def quantization(self) -> ActQuant | None:
-        """The 8-bit quantization with a code for each level and zero among its levels, if any."""
+    def _found(self) -> tuple[float, NDArray[np.float64]] | None:
+        """The distance of the levels, and the first and the last in it, if there are levels."""
         if self._levels is None or self._levels.numel() < self._FEWEST:
             return None
         levels = self._levels.double().numpy()
@@ -58,8 +58,24 @@ class Lattice:
         places = (levels - levels[0]) / step
         if np.abs(places - np.rint(places)).max() > 0.02:
             return None
-        ends = np.array([levels[0], levels[-1]]) / step
-        if abs(ends[0] - np.floor(ends[0]) - 0.5) < 0.02:
+        return step, np.array([levels[0], levels[-1]]) / step
+
+    @staticmethod
+    def _midway(ends: NDArray[np.float64]) -> bool:
+        return bool(abs(ends[0] - np.floor(ends[0]) - 0.5) < 0.02)
+
+    def half_level(self) -> float | None:
+        """Half the distance of the levels, where zero is midway between two of them."""
+        found = self._found()
+        return found[0] / 2 if found is not None and self._midway(found[1]) else None
+
+    def quantization(self) -> ActQuant | None:
+        """The 8-bit quantization with a code for each level and zero among its levels, if any."""
+        found = self._found()
+        if found is None:
+            return None
+        step, ends = found
+        if self._midway(ends):
             # Just wider steps round every level towards zero, where ties would go both ways.
             step *= 1 + 2.0**-12
             low, high = (int(end) for end in np.trunc(ends))
@@ -107,6 +123,10 @@ class RangeObserver:
         counts = torch.histc(flat.double(), BINS, self._low, self._high)
         self._counts += counts.numpy()
 
+    def half_level(self) -> float | None:
+        """Half a step, where all values are evenly spaced levels and zero is midway between two."""
+        return self._lattice.half_level()
+
     def quantization(self, bits: int, method: str = "mse") -> ActQuant:
         """The static quantization chosen for what was seen.
 
@@ -146,15 +166,17 @@ class RangeObserver:
         """
         if self.empty:
             raise ValueError("found no activations; accepted is at least one value")
-        used = self._counts > 0
-        values = self._centers()[used].astype(np.float32)
-        weights = self._counts[used]
-        wanted = function(torch.from_numpy(values).double()).numpy()
+        values, weights = self._histogram()
+        wanted = _applied(function, values)
 
         def error(low: float, high: float) -> float:
             quantization = ActQuant.static(low, high, bits)
-            restored = quantization.dequantize(quantization.quantize(values))
-            results = function(torch.from_numpy(restored).double()).numpy()
+            codes = quantization.quantize(values)
+            results = _applied(function, quantization.dequantize(codes))
+            for code in _ends(quantization):
+                there = codes == code
+                if weights[there].any():
+                    results[there] = np.average(wanted[there], weights=weights[there])
             return float(weights @ np.square(results - wanted))
 
         low, high = min(self.minimum, 0.0), max(self.maximum, 0.0)
@@ -164,6 +186,29 @@ class RangeObserver:
             low = _best(shares * widest[0], partial(error, high=high))
             high = _best(shares * widest[1], partial(error, low))
         return ActQuant.static(low, high, bits)
+
+    def results_at_ends(
+        self, function: Callable[[Tensor], Tensor], quantization: ActQuant
+    ) -> dict[int, float]:
+        """The mean result of the values that the first and the last code stand for, by code.
+
+        All values beyond the range are among them. A code that stands for none, or for zero, is
+        left out.
+        """
+        values, weights = self._histogram()
+        codes = quantization.quantize(values)
+        found = {}
+        for code in _ends(quantization):
+            there = codes == code
+            if weights[there].any():
+                wanted = _applied(function, values[there])
+                found[code] = float(np.average(wanted, weights=weights[there]))
+        return found
+
+    def _histogram(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Values, and how often each was seen."""
+        used = self._counts > 0
+        return self._centers()[used].astype(np.float32), self._counts[used]
 
     def _cover(self, low: float, high: float) -> None:
         while low < self._low:
@@ -192,9 +237,7 @@ class RangeObserver:
         return float(low), float(high)
 
     def _least_error(self, bits: int) -> tuple[float, float]:
-        used = self._counts > 0
-        values = self._centers()[used].astype(np.float32)
-        weights = self._counts[used]
+        values, weights = self._histogram()
 
         def error(low: float, high: float) -> float:
             quantization = ActQuant.static(low, high, bits)
@@ -209,6 +252,19 @@ class RangeObserver:
             high = _best(shares * widest[1], partial(error, low))
             low = _best(shares * widest[0], partial(error, high=high))
         return low, high
+
+
+def _applied(
+    function: Callable[[Tensor], Tensor], values: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    results: NDArray[np.float64] = function(torch.from_numpy(values).double()).numpy()
+    return results
+
+
+def _ends(quantization: ActQuant) -> list[int]:
+    """The first and the last code, where they do not stand for zero, which stays exact."""
+    half = 1 << (quantization.bits - 1)
+    return [code for code in (-half, half - 1) if code != quantization.zero_point]
 
 
 def _best(candidates: NDArray[np.float64], error: Callable[[float], float]) -> float:

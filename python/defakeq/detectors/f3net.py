@@ -63,15 +63,17 @@ class FadHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 3, size, size) to (batch, 12, size, size)."""
-        frequencies = _both(x, self._DCT_all)
-        parts = [_both(frequencies * f.weights(), self._DCT_all_T) for f in self.filters]  # type: ignore[operator]
-        return torch.cat(parts, 1)
+        forth, back = self._DCT_all, self._DCT_all_T
+        turned = F.linear(_turned(F.linear(x, forth)), forth)  # columns of frequencies as rows
+        # Picture by picture, so that a program holds each map and each move of a picture once.
+        parts = [turned[:, i : i + 1] * f.weights().T for f in self.filters for i in range(3)]  # type: ignore[operator]
+        return F.linear(_turned(F.linear(torch.cat(parts, 1), back)), back)
 
 
-def _both(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix @ x @ matrix.T, as two dense layers."""
-    across = F.linear(x, matrix)
-    return F.linear(across.transpose(2, 3), matrix).transpose(2, 3)
+def _turned(x: Tensor) -> Tensor:
+    """Swaps rows and columns."""
+    pictures = [x[:, i : i + 1].transpose(2, 3) for i in range(x.shape[1])]
+    return torch.cat(pictures, 1)
 
 
 class F3Net(Detector):

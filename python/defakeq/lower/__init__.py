@@ -14,6 +14,7 @@ from defakeq.lower.capture import Captured, Node, capture, prepare
 from defakeq.lower.emit import Emitter
 from defakeq.lower.finish import assemble, calibrate
 from defakeq.lower.module import Fallback, ProgramModule, ProgramStage, Stage, TorchStage
+from defakeq.lower.picture_inputs import move_onto_levels
 from defakeq.lower.stages import part, program_of
 from defakeq.lower.structure import called_with
 from defakeq.plan import QuantPlan
@@ -44,6 +45,7 @@ def lower(
     prepared, first = prepare(model, plan, inputs), _first(inputs)
     captured = capture(prepared, first)
     batches = [captured.takes.tensors(called_with(*batch), "calibration") for batch in calibration]
+    move_onto_levels(captured, plan, batches)
     fallbacks = _fallbacks(captured, plan)
     parts = part(captured, set(fallbacks))
     emitters: dict[int, Emitter] = {}

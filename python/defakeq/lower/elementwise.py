@@ -17,7 +17,7 @@ from defakeq.lower.groups import (
     Function,
     channel_affine,
 )
-from defakeq.lower.operands import Operands, Unsupported
+from defakeq.lower.operands import Operands, Unsupported, scalar_of
 
 aten = torch.ops.aten
 
@@ -29,24 +29,13 @@ BINARY: dict[Any, str] = {
 }
 
 
-SCALARS: dict[Any, str] = {
-    aten.add.Tensor: "add",
-    aten.add.Scalar: "add",
-    aten.sub.Tensor: "sub",
-    aten.sub.Scalar: "sub",
-    aten.mul.Tensor: "mul",
-    aten.mul.Scalar: "mul",
-    aten.div.Tensor: "div",
-    aten.div.Scalar: "div",
-}
-
-
 class Elementwise(Operands):
     """Emits elementwise functions."""
 
     def _unary(self, node: Node, x: Node, function: Function) -> Ref:
-        scalar = self._scalar(node) if node in self.floats else None
-        if scalar is not None:
+        scalar = scalar_of(node)
+        read_float = node in self.floats or self.draft.dtype(self.ref(x)) == "float32"
+        if scalar is not None and read_float:
             return self._with_number(node, x, *scalar)
         ref = self._single(self.ref(x), node, not function.keeps_zero)
         number = ref.values[0]
@@ -63,15 +52,6 @@ class Elementwise(Operands):
             self.tables[table] = (self.draft.values[number].quant, quant, function.apply)
             self.draft.step("lookup", node.name, [number], out, table=table, fn=function.label)
         return Ref((out,), ref.index, node)
-
-    @staticmethod
-    def _scalar(node: Node) -> tuple[str, float] | None:
-        """The operation and the number of a node that combines a tensor with one."""
-        fn = SCALARS.get(node.target)
-        args = args_of(node)
-        if fn is None or len(args) != 2 or node.kwargs or not isinstance(args[1], (int, float)):
-            return None
-        return fn, float(args[1])
 
     def _with_number(self, node: Node, x: Node, fn: str, number: float) -> Ref:
         ref = self._single(self.ref(x), node, fn in ("add", "sub") and number != 0)

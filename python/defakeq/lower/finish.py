@@ -73,16 +73,23 @@ def _choose(
             quants[key] = observer.quantization(bits, method)
     for key, (_, function) in emitter.functions.items():
         quants[key] = observers[key].quantization_before(function)
+    for name, (pre, _, function) in emitter.tables.items():
+        emitter.table_ends[name] = observers[pre].results_at_ends(function, quants[pre])
     return quants
 
 
 def table_of(
-    pre: ActQuant, out: ActQuant, function: Callable[[Tensor], Tensor]
+    pre: ActQuant,
+    out: ActQuant,
+    function: Callable[[Tensor], Tensor],
+    known: Mapping[int, float] | None = None,
 ) -> NDArray[np.int8]:
-    """int8 [256]: the output of each input, at its index + 128."""
+    """int8 [256]: the output of each input, at its index + 128; `known` has outputs by input."""
     q = np.arange(-128, 128).astype(np.int8)
     levels = (q.astype(np.float64) - pre.zero_point) * float(np.float32(pre.scale))
     y = function(torch.from_numpy(levels)).numpy()
+    for code, output in (known or {}).items():
+        y[code + 128] = output
     return out.quantize(np.nan_to_num(y).astype(np.float32))
 
 
@@ -92,7 +99,7 @@ def assemble(emitter: Emitter, quants: dict[Any, ActQuant]) -> tuple[dfq.Tensors
     tensors: dfq.Tensors = dict(draft.tensors)
     network: dfq.Network = {"layers": {}}
     for name, (pre, out, function) in emitter.tables.items():
-        tensors[name] = table_of(quants[pre], quants[out], function)
+        tensors[name] = table_of(quants[pre], quants[out], function, emitter.table_ends.get(name))
     nodes = []
     for step in draft.steps:
         attributes = dict(step.attributes)

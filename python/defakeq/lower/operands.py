@@ -116,6 +116,7 @@ class Operands:
         self.refs: dict[Node, Any] = {}
         self.layers: dict[str, LayerSpec] = {}
         self.tables: dict[str, tuple[Any, Any, Callable[[Tensor], Tensor]]] = {}
+        self.table_ends: dict[str, dict[int, float]] = {}
         self.bits: dict[Any, int] = {}
         self.functions: dict[Any, tuple[Any, Callable[[Tensor], Tensor]]] = {}
         self.observed: dict[Any, set[Node]] = {}
@@ -143,6 +144,9 @@ class Operands:
                 return False
             layer = self.plan_of(user)
             return layer is None or layer.act_bits is None
+        # What the caller gives is float32: rounded once, after a number was added, not twice.
+        if node in self.captured.inputs and scalar_of(user) is not None:
+            return True
         passes = user.target in VIEWS or user.target in IDENTITIES or user.target in ADDS
         passes = passes or user.target in (
             aten.adaptive_avg_pool2d.default,
@@ -343,6 +347,27 @@ class Operands:
         for pre, (out, function) in list(self.functions.items()):
             if out == old:
                 self.functions[pre] = (new, function)
+
+
+SCALARS: dict[Any, str] = {
+    aten.add.Tensor: "add",
+    aten.add.Scalar: "add",
+    aten.sub.Tensor: "sub",
+    aten.sub.Scalar: "sub",
+    aten.mul.Tensor: "mul",
+    aten.mul.Scalar: "mul",
+    aten.div.Tensor: "div",
+    aten.div.Scalar: "div",
+}
+
+
+def scalar_of(node: Node) -> tuple[str, float] | None:
+    """The operation and the number of a node that combines a tensor with one."""
+    fn = SCALARS.get(node.target)
+    args = args_of(node)
+    if fn is None or len(args) != 2 or node.kwargs or not isinstance(args[1], (int, float)):
+        return None
+    return fn, float(args[1])
 
 
 def space_of(shape: tuple[int, ...]) -> tuple[int, ...]:
