@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#if !defined(__cpp_lib_to_chars)
+#include <locale>
+#include <sstream>
+#endif
 #include <stdexcept>
 #include <system_error>
 
@@ -258,7 +262,13 @@ class JsonParser {
       return;
     }
     double number = 0;
+#if defined(__cpp_lib_to_chars)
     if (std::from_chars(first, last, number).ec != std::errc()) fail("a number out of range");
+#else  // libc++
+    std::istringstream stream(std::string(first, last));
+    stream.imbue(std::locale::classic());
+    if (!(stream >> number)) fail("a number out of range");
+#endif
     json->value_ = number;
   }
 
