@@ -85,7 +85,7 @@ def _byte_tile(w, rows, row_bytes, at, UNIT: tl.constexpr):
 @triton.jit
 def _plane_tile(
     w, local, count, steps, it, S: tl.constexpr, PLANE: tl.constexpr, BITS: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, ONLY: tl.constexpr,
 ):  # fmt: skip
     """The byte tile of plane `PLANE` that holds unit `S` of step `it`."""
     fields: tl.constexpr = 8 // plane_width(BITS, PLANE)
@@ -94,7 +94,7 @@ def _plane_tile(
     start = count * steps * (step_units(BITS) * UNIT * before // 8)
     at = (it * tiles + S // fields) * UNIT
     plane = w + start
-    if BITS == 8:
+    if BITS == 8 and ONLY:
         # int8 from the load on, so that Hopper's products can read it from shared memory
         plane = plane.to(tl.pointer_type(tl.int8))
     return _byte_tile(plane, local, steps * tiles * UNIT, at, UNIT)
@@ -114,7 +114,7 @@ def _segment(
     DILATION_X: tl.constexpr, WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr,
     TAIL: tl.constexpr, UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     ASYMMETRIC: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr, ONLY: tl.constexpr,
 ):  # fmt: skip
     """Outputs [BN, BM] of one segment.
 
@@ -167,14 +167,14 @@ def _segment(
             for s in tl.static_range(A_STEP):
                 j = it * A_STEP + s
                 if s % fields_of(BITS, 0) == 0:
-                    p0 = _plane_tile(w, local, count, steps, it, s, 0, BITS, UNIT)
+                    p0 = _plane_tile(w, local, count, steps, it, s, 0, BITS, UNIT, ONLY)
                 if s == 0:
                     p1 = p0
                     p2 = p0
                 if plane_count(BITS) > 1 and s % fields_of(BITS, 1) == 0:
-                    p1 = _plane_tile(w, local, count, steps, it, s, 1, BITS, UNIT)
+                    p1 = _plane_tile(w, local, count, steps, it, s, 1, BITS, UNIT, ONLY)
                 if plane_count(BITS) > 2 and s % fields_of(BITS, 2) == 0:
-                    p2 = _plane_tile(w, local, count, steps, it, s, 2, BITS, UNIT)
+                    p2 = _plane_tile(w, local, count, steps, it, s, 2, BITS, UNIT, ONLY)
                 b = _x_tile(
                     x,
                     outside,
@@ -267,7 +267,7 @@ def _tile(
     DILATION_X: tl.constexpr, WINDOW: tl.constexpr, TAP_UNITS: tl.constexpr, RAGGED: tl.constexpr,
     TAIL: tl.constexpr, UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     ASYMMETRIC: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, PTX: tl.constexpr, ONLY: tl.constexpr,
 ):  # fmt: skip
     """bias + chain + scaled sums [BN, BM]; with SPLITS > 1 the sums go to `partial`."""
     y = tl.zeros((BN, BM), tl.float32)
@@ -277,7 +277,7 @@ def _tile(
         x, outside, w, local, seg_count, units, channels, x_pitch, group_at, place, y0, x0, h, wd,
         scale, zero, correction, scales, stored, y, split, act_zero,
         BITS, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
-        GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
+        GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX, ONLY,
     )  # fmt: skip
     if SPLITS > 1:
         at = ((split * m + rows) * count)[None, :] + stored[:, None]
@@ -410,7 +410,7 @@ def product_kernel(
                 x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split,
                 act_zero, partial, rows, m, count, mask,
                 b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
-                GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
+                GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX, True,
             )  # fmt: skip
         elif (BITS >> b) & 1:  # noqa: SIM102  only one of the two is known to the compiler
             if bits == b:
@@ -419,7 +419,7 @@ def product_kernel(
                     y0, x0, height, wd, scale, zero, correction, bias, scales, chain, stored, split,
                     act_zero, partial, rows, m, count, mask,
                     b, KERNEL_X, DILATION_Y, DILATION_X, WINDOW, TAP_UNITS, RAGGED, TAIL, UNIT,
-                    GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX,
+                    GROUPS, SPAN, ASYMMETRIC, SPLITS, PRECISION, BN, BM, PTX, False,
                 )  # fmt: skip
     if SPLITS == 1:
         if out_index is None:
