@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -18,14 +19,9 @@ from compress_models import quickly as _run
 from defakeq.compress import workdir
 
 
-@pytest.fixture(scope="module")
-def data():
-    return images()
-
-
-@pytest.fixture(scope="module")
-def made(data):
-    return _run(Residual(48), data)
+@functools.cache
+def _undisturbed():
+    return _bytes(_run(Residual(48), images()).model)
 
 
 class _Killed(BaseException):
@@ -33,7 +29,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("stage", ["statistics", "alignment", "files"])
-def test_killed_run_continues(stage, made, data, tmp_path, monkeypatch):
+def test_killed_run_continues(stage, tmp_path, monkeypatch):
     saved: list[str] = []
     original = workdir.WorkDir.save
 
@@ -51,14 +47,14 @@ def test_killed_run_continues(stage, made, data, tmp_path, monkeypatch):
         if stage == "files":
             patch.setattr("defakeq.compress.report.made", report_of)
         with pytest.raises(_Killed):
-            _run(Residual(48), data, work=tmp_path)
+            _run(Residual(48), images(), work=tmp_path)
     assert len(list(tmp_path.glob("*.stage"))) == len(saved)
     first = list(saved)
     saved.clear()
     stage = ""
-    found = _run(Residual(48), data, work=tmp_path)
+    found = _run(Residual(48), images(), work=tmp_path)
     assert not set(first) & set(saved)  # nothing was made twice
-    assert _bytes(found.model) == _bytes(made.model)
+    assert _bytes(found.model) == _undisturbed()
 
 
 _DEATH = """
@@ -85,14 +81,14 @@ defakeq.compress(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_a_process_that_dies_while_writing_loses_nothing(made, data, tmp_path):
+def test_a_process_that_dies_while_writing_loses_nothing(tmp_path):
     died = _alone(_DEATH, tmp_path)
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     assert len(list(tmp_path.glob(".*.part"))) == 1
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.stage")}
     assert set(times) == {"statistics.stage", "allocation.stage", "block000.stage"}
-    found = _run(Residual(48), data, work=tmp_path)
-    assert _bytes(found.model) == _bytes(made.model)
+    found = _run(Residual(48), images(), work=tmp_path)
+    assert _bytes(found.model) == _undisturbed()
     assert all((tmp_path / name).stat().st_mtime_ns == then for name, then in times.items())
     assert not list(tmp_path.glob(".*.part"))
 
@@ -127,7 +123,7 @@ def test_other_arguments_start_anew(tmp_path):
     assert workdir.WorkDir(tmp_path, others[0]).load("statistics") is None
 
 
-def test_full_disk_is_named_and_keeps_what_is_finished(data, tmp_path, monkeypatch):
+def test_full_disk_is_named_and_keeps_what_is_finished(tmp_path, monkeypatch):
     real = torch.save
     count = 0
 
@@ -141,6 +137,6 @@ def test_full_disk_is_named_and_keeps_what_is_finished(data, tmp_path, monkeypat
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        _run(Residual(48), data, work=tmp_path)
+        _run(Residual(48), images(), work=tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["allocation.stage", "key.json", "statistics.stage"]
