@@ -89,7 +89,7 @@ class Strips {
   const ProductRows& rows_;
   bool gemv_;
   bool planes_;  // codes are expanded by the kernel, not beforehand
-  int blocks_;  // that the strips compute
+  int blocks_;   // that the strips compute
   Post post_;
 
   Strip* strips_ = nullptr;
