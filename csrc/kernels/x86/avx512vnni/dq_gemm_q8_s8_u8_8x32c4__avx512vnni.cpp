@@ -353,6 +353,17 @@ DQ_INLINE void half_chain(const GemmS8Args& a, int64_t row, int first_block, flo
   for (int i = 0; i < R * NB; ++i) _mm512_store_ps(sums + i * kBlock, acc[i / NB][i % NB]);
 }
 
+// Asks for the lines of the tile's windows: fetched while it multiplies, they do not hold up the
+// stores behind them. Whole rows need no such help.
+template <int R>
+DQ_INLINE void ask_for_windows(const GemmS8Args& a, int64_t row) {
+  for (int w = 0; w < a.window_count; ++w) {
+    const char* out = static_cast<const char*>(a.out) + row * a.out_stride + a.windows[w].offset;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) _mm_prefetch(out + r * a.out_stride, _MM_HINT_T0);
+  }
+}
+
 // kAhead: asks for the weights of the next blocks meanwhile.
 template <int R, int NB, bool kAhead = false>
 DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int first_block) {
@@ -378,6 +389,7 @@ DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int 
   alignas(64) int32_t pairs[kBlock];
   _mm512_store_si512(pairs, row_pairs(a.row_sum + row, R));
   asm("" : "+m"(pairs));
+  if (a.windows != nullptr) ask_for_windows<R>(a, row);
   simd::with_bits(a.planes ? a.bits : 8, [&]<int kBits>() __attribute__((always_inline)) {
     add_products<kBits, kAhead, R, NB>(a, row, first_block, acc);
   });
