@@ -95,7 +95,6 @@ class Packer {
   bool leave_holes(std::vector<Row>* ints, const std::vector<Row>& halves) const;
   void unpack(const Block& b);
   void write_parameters(char* blob);
-  void fill_zero_points(char* blob, const Block& b) const;
   void write_weights(char* blob);
   void write_corrections(char* blob, const Block& b) const;
   void write_depthwise(char* blob, const Block& b);
@@ -349,24 +348,6 @@ void Packer::write_parameters(char* blob) {
         const float ws = r.segment->scale[r.row * h.pieces + p];
         at = (is_static ? ws * s_.act.scale : ws) * h.residual_factor;
       }
-    }
-    fill_zero_points(blob, blocks_[b]);
-  }
-}
-
-// Lanes without an output take the zero point of one that is there: kernels do less where all lanes
-// share one.
-void Packer::fill_zero_points(char* blob, const Block& b) const {
-  if (shape_.depthwise || b.packed.bits == 16) return;
-  const auto first =
-      std::find_if(b.rows.begin(), b.rows.end(), [](const Row& r) { return !r.is_hole(); });
-  if (first == b.rows.end()) return;
-  for (int64_t p = 0; p < head_.pieces; ++p) {
-    auto* zero_point = reinterpret_cast<int32_t*>(blob + head_.zero_point) + p * head_.slots() +
-                       block_index(b) * kBlock;
-    for (size_t i = 0; i < kBlock; ++i) {
-      if (i < b.rows.size() && !b.rows[i].is_hole()) continue;
-      zero_point[i] = zero_point_of(*first, head_.pieces, p);
     }
   }
 }
