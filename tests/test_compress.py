@@ -21,9 +21,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import defakeq
+from defakeq import detectors
 from defakeq.compress import presets
 from defakeq.compress.inspection import inspected
-from defakeq.compress.report import to_html
+from defakeq.compress.report import carry, to_html
 from defakeq.compress.sizes import checkpoint_bytes
 from defakeq.compress.veft import Alignment
 from defakeq_kernels import dfq, runtime
@@ -286,6 +287,18 @@ def test_command_line(pictures, tmp_path, monkeypatch):
     )
     assert [layer["name"] for layer in found["layers"]] == [e["name"] for e in report["layers"]]
     assert found["compression"]["asked"] == 0.2
+
+
+def test_a_detectors_file_carries_the_summary():
+    detector = detectors.build("meso4").eval()
+    images = torch.rand(1, *detector.input_size)
+    plan = defakeq.QuantPlan.uniform(detector, 8, act_bits=8)
+    found = defakeq.convert(detector, images, plan, images, backend="program")
+    document = {"asked": 0.2, "checkpoint": 1, "seed": 0, "layers": [], "hurt_most": []}
+    carry(found, {**document, "calibration": {}})
+    network = found.file()[1]
+    assert network["interface"]
+    assert network["compression"]["asked"] == 0.2
 
 
 def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult
 from defakeq.compress.statistics import LayerStatistics
 from defakeq.lower import ProgramModule
+from defakeq.lower.module import ProgramStage
 from defakeq.metrics import auc
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def _auc(labels: Tensor, margins: Tensor) -> float:
 
 def carry(program: ProgramModule, document: Mapping[str, Any]) -> None:
     """Puts the summary into a program's file."""
-    _, network = program.file()
-    network[_KEY] = summary(document)  # type: ignore[index]
+    (stage,) = program.stages
+    assert isinstance(stage, ProgramStage)
+    stage.network = {**stage.network, _KEY: summary(document)}
 
 
 def summary(document: Mapping[str, Any]) -> dict[str, Any]:
