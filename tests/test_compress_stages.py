@@ -117,6 +117,33 @@ def test_statistics_against_hooks(data):
     assert torch.allclose(own.separation, wanted, rtol=1e-3)
 
 
+class Windows(nn.Module):
+    """A layer whose batch is the windows of all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        size = x.shape[2] // 2
+        windows = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+        inner = torch.relu(self.inner(windows.reshape(-1, size * size, 3)))
+        return self.head(inner.reshape(x.shape[0], -1, 8).mean(1))
+
+
+def test_windows_belong_to_their_images(data):
+    model = Windows()
+    own = statistics.collect(Graph(model, data.images), data)["inner"]
+    pixels = data.images.movedim(1, -1).flatten(1, 2)
+    assert torch.allclose(own.energy, pixels.square().sum(1).sqrt().mean(0), rtol=1e-4)
+    assert own.positions == pixels.shape[1]
+    pooled = model.inner(pixels).mean(1)
+    real, forged = pooled[data.labels == 0], pooled[data.labels == 1]
+    wanted = (forged.mean(0) - real.mean(0)).abs() / ((real.var(0) + forged.var(0)) / 2).sqrt()
+    assert torch.allclose(own.separation, wanted, rtol=1e-3)
+
+
 def test_sensitivity_is_the_mean_square_of_derivatives(data):
     model = Residual().requires_grad_(True)
     found = statistics.collect(Graph(model, data.images), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for batch in graph.batches(calibration.images):
-            graph.forward(batch, lambda layer, x: _observe(sums[layer.name], layer, x, generator))
+            graph.forward(batch, partial(_observe, sums, batch.shape[0], generator))
             if progress is not None:
                 progress(batch.shape[0])
     gradients = _gradients(graph, calibration, seed, progress)
@@ -127,9 +128,14 @@ def combined(found: LayerStatistics) -> LayerStatistics:
     )
 
 
-def _observe(sums: _Sums, layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:
+def _observe(
+    of_layers: dict[str, _Sums], images: int, generator: torch.Generator, layer: Layer, x: Tensor
+) -> Tensor:
+    sums = of_layers[layer.name]
     moved = x.movedim(layer.channel_dim, -1)
-    flat = moved.reshape(x.shape[0], -1, moved.shape[-1])
+    if x.shape[0] % images != 0:  # not cut along the images
+        images = x.shape[0]
+    flat = moved.reshape(images, -1, moved.shape[-1])  # of windows, all of an image
     rows = flat.reshape(-1, flat.shape[-1])
     low, high = rows.amin(0), rows.amax(0)
     if not bool(torch.isfinite(low + high).all()):
@@ -151,7 +157,7 @@ def _observe(sums: _Sums, layer: Layer, x: Tensor, generator: torch.Generator) -
         sums.energy = sums.energy + energy
         sums.low, sums.high = torch.minimum(sums.low, low), torch.maximum(sums.high, high)
     sums.count += rows.shape[0]
-    sums.images += x.shape[0]
+    sums.images += images
     if layer.groups == 1:
         if rows.shape[0] > _ROWS:
             pick = torch.randint(rows.shape[0], (_ROWS,), generator=generator)
@@ -161,7 +167,7 @@ def _observe(sums: _Sums, layer: Layer, x: Tensor, generator: torch.Generator) -
         sums.sampled += rows.shape[0]
     y = layer.apply(x, layer.weight, layer.bias)
     out = y.movedim(layer.channel_dim, -1)
-    sums.pooled.append(out.reshape(y.shape[0], -1, out.shape[-1]).mean(1))
+    sums.pooled.append(out.reshape(images, -1, out.shape[-1]).mean(1))
     return y
 
 
@@ -269,7 +275,8 @@ def _finished(
     separation = None
     if labels is not None:
         pooled = torch.cat(sums.pooled).cpu()
-        separation = _separation(pooled, labels[: pooled.shape[0]].cpu())
+        if len(pooled) <= len(labels):
+            separation = _separation(pooled, labels[: len(pooled)].cpu())
     return LayerStatistics(
         mean.float().cpu(),
         (sums.square / sums.count - mean.square()).clamp(min=0).float().cpu(),
