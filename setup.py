@@ -177,7 +177,7 @@ class CMakeBuild(build_ext):
 # torch ops leaves them out.
 TRAINING = ("brick", "camera", "china", "coffee", "flower", "grass", "gravel", "retina", "rocket")
 WITHOUT_TORCH = (
-    ["*.safetensors", *(f"embedded/photos/{name}.jpg" for name in TRAINING)]
+    ["*.safetensors", *(f"*photos/{name}.jpg" for name in TRAINING)]
     if os.environ.get("DEFAKEQ_TORCH") == "off"
     else []
 )
