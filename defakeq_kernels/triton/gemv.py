@@ -55,12 +55,14 @@ def gemv_kernel(
     residual_scale, residual_zero, inverse, zero_point, low, high,
     BITS: tl.constexpr, UNIT: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     ASYMMETRIC: tl.constexpr, EVEN: tl.constexpr, ACTIVATION: tl.constexpr, SLICES: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, PTX: tl.constexpr,
+    VECTOR: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """BN outputs of up to BM rows.
 
     Args:
-        x: int8, float16 or bfloat16 rows of `x_vectors` times 16 bytes; `channels` of them count.
+        x: int8, float16 or bfloat16 rows of `x_vectors` times VECTOR bytes, of which `channels`
+            elements count.
         w: the weights of the layer's only segment; `units`: of the reduction.
         out_index: int32 [count], or None when stored output n is output n.
         SPAN: units of a scale group, no more than a step has unless GROUPS is 1.
@@ -68,7 +70,7 @@ def gemv_kernel(
     """
     INTEGER: tl.constexpr = x.dtype.element_ty == tl.int8
     DTYPE: tl.constexpr = x.dtype.element_ty
-    vector: tl.constexpr = 128 // DTYPE.primitive_bitwidth
+    vector: tl.constexpr = 8 * VECTOR // DTYPE.primitive_bitwidth
     A_STEP: tl.constexpr = step_units(BITS)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     stored = tl.minimum(n, count - 1)

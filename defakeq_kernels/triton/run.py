@@ -295,18 +295,19 @@ def _gemv(
 ) -> None:  # fmt: skip
     count, a_step = layout.stored, units_a_step(layout.bits[0])
     even = layout.units % (a_step * chosen.slices) == 0 and channels == layout.pitch
+    vector = 16 if rows.count == 1 else _vector(x, channels, pitch)
     start(gemv_kernel, (triton.cdiv(count, chosen.bn),),
         x, layout.section(packed, "weights"),
         None if layout.direct else layout.section(packed, "out_index"),
         layout.section(packed, "scale"), layout.section(packed, "zero_point"),
         layout.section(packed, "correction"), layout.section(packed, "bias"), scales,
         extra.residual, extra.table, out,
-        rows.count, pitch * x.itemsize // 16, channels, layout.units, count,
+        rows.count, pitch * x.itemsize // vector, channels, layout.units, count,
         _a_scale(scales, rows.images, rows.count), layout.out_channels,
         **epilogue,
         BITS=layout.bits[0], UNIT=layout.unit, GROUPS=layout.scale_groups, SPAN=layout.span,
-        ASYMMETRIC=layout.asymmetric, EVEN=even, SLICES=chosen.slices, BN=chosen.bn,
-        BM=chosen.bm, STAGES=chosen.stages, PTX=not INTERPRETED,
+        ASYMMETRIC=layout.asymmetric, EVEN=even, SLICES=chosen.slices, VECTOR=vector,
+        BN=chosen.bn, BM=chosen.bm, STAGES=chosen.stages, PTX=not INTERPRETED,
         num_warps=chosen.slices, num_stages=chosen.stages,
     )  # fmt: skip
 

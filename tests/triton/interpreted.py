@@ -116,8 +116,14 @@ def test_a_single_row_of_any_length(inputs: int) -> None:
     check(linear(20, inputs, bits=3), torch.randn(1, inputs).half())
 
 
-def test_channels_that_are_eight_bytes() -> None:
-    check(linear(20, 72, bits=4, act=STATIC), int8(20, 72))
+@pytest.mark.parametrize("rows", [2, 16, 20])
+def test_channels_that_are_eight_bytes(rows: int) -> None:
+    check(linear(20, 72, bits=4, act=STATIC), int8(rows, 72))
+    check(conv(184, 20, 1, bits=4, act=STATIC), int8(rows, 184, 1, 1))
+    check(conv(184, 20, 1, bits=8, act=STATIC), int8(1, 184, 1, rows))
+
+
+def test_convolutions_whose_channels_are_eight_bytes() -> None:
     check(
         conv(24, 20, 3, {"padding": 1}, bits=4, act=ActQuant("static", 0.1, 5)), int8(1, 24, 5, 5)
     )
