@@ -39,7 +39,14 @@ def error_bound(
 
     Returns:
         float64, shaped as y.
+
+    Raises:
+        ValueError: x or y is not of a float type.
     """
+    for name, value in (("x", x), ("y", y)):
+        if value.dtype not in _ROUNDOFF:
+            accepted = ", ".join(str(t) for t in _ROUNDOFF)
+            raise ValueError(f"{name}: found {value.dtype}; accepted is one of {accepted}")
     w, values = weight.double().abs(), x.double().abs()
     if weight.dim() == 2:
         total = torch.nn.functional.linear(values, w)

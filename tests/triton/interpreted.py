@@ -86,6 +86,8 @@ def check(layer: Any, x: Any, **extra: Any) -> None:
     if layer.kind == "conv2d":
         names = ("stride", "padding", "dilation", "groups")
         geometry = {name: getattr(layer, name) for name in names}
+    if x.dtype == torch.int8:
+        x = (x.float() - layer.act.zero_point) * layer.act.scale
     bound = error_bound(layer.dequantized_weight(), x, y, layer.activation, **geometry)
     assert torch.all((y.double() - wanted.double()).abs() <= bound)
     assert torch.all(bound <= 0.02 * wanted.abs().max())
