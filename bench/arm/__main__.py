@@ -12,51 +12,83 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from bench.arm import cache, loops
-from bench.arm.counting import a_call, row
+from bench.arm import cache, loops, networks
+from bench.arm.counting import a_call, between_calls, last_run, row
 from bench.arm.estimate import estimates
-from bench.arm.networks import NETWORKS, macs_of
-from bench.arm.networks import measure as measure_networks
 from bench.arm.peer_layers import LAYERS, file_name
 
 CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
 VARIANTS = ("", " half-out", " half-in-out")
+NHWC = " nhwc"
+PEER = str(Path(__file__).with_name("peer_run.py"))
+
+Row = dict[str, Any]
+Task = Callable[[], list[Row]]
 
 
-def own_rows(cpus: list[str], build: Path, environment: dict[str, str]) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for cpu in cpus:
+class Counts:
+    """What is counted on one CPU, as tasks that may run at the same time."""
+
+    def __init__(self, cpu: str, build: Path, home: Path) -> None:
+        self.cpu, self.build, self.home = cpu, build, home
+        self.environment = {"DEFAKEQ_ARM_HOME": str(home)}
+
+    def layer(self, work: str, bits: int) -> list[Row]:
+        """Return the row of a layer of this project's."""
+        command = [str(self.build / "defakeq_bench"), "--calls", "{calls}", "--work", work]
+        command += ["--bits", str(bits)]
+        return [row(work, bits, "defakeq", self.cpu, a_call(self.cpu, command, self.environment))]
+
+    def network(self, name: str, plan: str) -> list[Row]:
+        """Return the row of a program."""
+        x = networks.input_of(name, self.home / "networks")
+        command = [str(self.build / "dq_run"), str(networks.program_of(name, plan)), str(x)]
+        command += ["--bench", "--repeat", "1", "--threads", "1"]
+        found = last_run(self.cpu, command, self.environment)
+        work, bits = networks.work_of(name, plan), networks.bits_of(plan)
+        return [row(work, bits, "defakeq", self.cpu, found)]
+
+    def peer(self, engine: str, works: dict[str, Path]) -> list[Row]:
+        """Return the rows of an engine; works that end in NHWC are in that layout."""
+        command = ["python3", PEER, engine, *map(str, works.values())]
+        python = {**self.environment, "PYTHONPATH": str(self.home / "site")}
+        counts = between_calls(self.cpu, command, python)
+        rows = []
+        for work, found in zip(works, counts, strict=True):
+            name = work.removesuffix(NHWC)
+            label = engine + (NHWC if name != work else "")
+            rows.append(row(name, 8, label, self.cpu, found))
+        return rows
+
+    def own_tasks(self, names: list[str]) -> list[Task]:
+        """Return the tasks of this project's layers and networks."""
+        tasks: list[Task] = []
         for layer in LAYERS:
             for variant in VARIANTS if layer.groups == 1 else VARIANTS[:1]:
-                for bits in (8, 4, 2):
-                    work = layer.name + variant
-                    command = [str(build / "defakeq_bench"), "--calls", "{calls}", "--work", work]
-                    command += ["--bits", str(bits)]
-                    found = a_call(cpu, command, environment)
-                    rows.append(row(work, bits, "defakeq", cpu, found))
-    return rows
+                work = layer.name + variant
+                tasks += [lambda w=work, b=bits: self.layer(w, b) for bits in (8, 4, 2)]
+        for name in names:
+            tasks += [lambda n=name, p=plan: self.network(n, p) for plan in networks.PLANS]
+        return tasks
 
-
-def peer_rows(
-    cpus: list[str], folder: Path, site: Path, environment: dict[str, str]
-) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    script = str(Path(__file__).with_name("peer_run.py"))
-    for cpu in cpus:
-        for layer in LAYERS:
-            stem = str(folder / file_name(layer))
-            for engine, path in (
-                ("onnxruntime", stem + ".onnx"),
-                ("onnxruntime nhwc", stem + ".nhwc.onnx"),
-                ("ncnn", stem),
-                ("ncnn direct", stem),
-            ):
-                command = ["python3", script, engine.removesuffix(" nhwc"), path, "{calls}"]
-                python = {**environment, "PYTHONPATH": str(site)}
-                rows.append(row(layer.name, 8, engine, cpu, a_call(cpu, command, python)))
-    return rows
+    def peer_tasks(self, names: list[str]) -> list[Task]:
+        """Return the tasks of the peers. Starting one takes longer than most works."""
+        stems = {layer.name: self.home / "layers" / file_name(layer) for layer in LAYERS}
+        onnx = {name: Path(f"{stem}.onnx") for name, stem in stems.items()}
+        onnx |= {name + NHWC: Path(f"{stem}.nhwc.onnx") for name, stem in stems.items()}
+        onnx |= {name: networks.onnx_of(name) for name in names}
+        found = {name: networks.ncnn_of(name, self.home / "networks") for name in names}
+        ncnn = stems | {name: stem for name, stem in found.items() if stem is not None}
+        return [
+            lambda: self.peer("onnxruntime", onnx),
+            lambda: self.peer("ncnn", ncnn),
+            lambda: self.peer("ncnn direct", stems),
+        ]
 
 
 def main() -> None:
@@ -64,12 +96,15 @@ def main() -> None:
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2, help="programs that run at the same time")
     parser.add_argument("--no-peers", action="store_true", help="count this project's kernels only")
     parser.add_argument(
         "--keep-peers", action="store_true", help="take the peers' rows from the file as it is"
     )
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=CPUS)
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument(
+        "--networks", nargs="*", default=list(networks.NETWORKS), choices=networks.NETWORKS
+    )
     arguments = parser.parse_args()
     environment = {"DEFAKEQ_ARM_HOME": str(arguments.home)}
     modelled = loops.measure(arguments.build)
@@ -78,32 +113,37 @@ def main() -> None:
             f"{loop['kernel']:32s} {loop['model']:12s} {loop['mac_per_cycle']:6} MAC/cycle, "
             f"{loop['stack_references']} stack references"
         )
-    count_peers = not (arguments.no_peers or arguments.keep_peers)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     if arguments.keep_peers:
         before = json.loads(arguments.json.read_text())["rows"]
         rows += [row for row in before if row["engine"] != "defakeq"]
     document = {"rows": rows, "loops": modelled, "cache": [], "estimates": []}
 
-    def save() -> None:  # after each part: the whole takes an hour
+    def save() -> None:
         temporary = arguments.json.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         temporary.replace(arguments.json)
 
-    rows += own_rows(arguments.cpus, arguments.build, environment)
-    save()
-    if count_peers:
-        folder = arguments.home / "layers"
-        subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", str(folder)], check=True)
-        rows += peer_rows(arguments.cpus, folder, arguments.home / "site", environment)
-        save()
-    for name in arguments.networks:
-        rows += measure_networks([name], arguments.build, arguments.home, count_peers, environment)
+    folder = arguments.home / "networks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with_peers = not (arguments.no_peers or arguments.keep_peers)
+    if with_peers:
+        layers = str(arguments.home / "layers")
+        subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", layers], check=True)
+    for cpu in arguments.cpus:
+        counts = Counts(cpu, arguments.build, arguments.home)
+        names = networks.names_for(cpu, arguments.networks)
+        tasks = counts.peer_tasks(names) if with_peers else []
+        tasks += counts.own_tasks(names)
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for found in pool.map(lambda task: task(), tasks):
+                rows += found
         save()
     macs = {layer.name: layer.macs for layer in LAYERS}
-    macs |= {name: macs_of(name) for name in arguments.networks}
+    macs |= {name: networks.macs_of(name) for name in arguments.networks}
     document["estimates"] = estimates(rows, modelled, macs)
-    document["cache"] = cache.measure(arguments.build, environment)
+    network = cache.NETWORK in arguments.networks
+    document["cache"] = cache.measure(arguments.build, folder, network, environment)
     save()
 
 

@@ -1,8 +1,8 @@
-"""Exact instruction counts of whole networks: this project's programs, ONNX Runtime and ncnn, int8.
+"""The networks whose instructions are counted: this project's programs, ONNX Runtime's and ncnn's.
 
 Programs and ONNX files are those of `defakeq bench model`, kept in its cache. ncnn's networks are
 made from the float ONNX file with pnnx and quantized by `ncnn_int8`; a network with operators that
-it does not know (Swin's) has no row.
+it does not know (Swin's) has none.
 """
 
 from __future__ import annotations
@@ -15,37 +15,53 @@ from pathlib import Path
 import numpy as np
 
 from bench.arm import ncnn_int8
-from bench.arm.counting import a_call, row
 from defakeq.bench.engine import Network
 from defakeq.bench.engines import Defakeq, Onnxruntime, prepared
 from defakeq.bench.models import network_of
 from defakeq_kernels.runtime import load
 
-NETWORKS = ("resnet34", "mobilenetv3_large", "efficientnet_b4", "swin_base")
+NETWORKS = ("mobilenetv3_large", "resnet34", "efficientnet_b4", "swin_base")
 PLANS = ("8", "4", "half")
-CPU = "cortex-a76"
-CALLS = (1, 2)
-PEER = str(Path(__file__).with_name("peer_run.py"))
+# The others take more than an hour with it.
+SLOW, SLOW_CPUS = "swin_base", ("cortex-a76",)
 
 
-def own_row(
-    network: Network, plan: str, build: Path, folder: Path, environment: dict[str, str]
-) -> dict[str, object]:
-    """Return the row of a program."""
+def names_for(cpu: str, names: list[str]) -> list[str]:
+    """Return those of the networks that are counted on a CPU."""
+    return [name for name in names if name != SLOW or cpu in SLOW_CPUS]
+
+
+def work_of(name: str, plan: str) -> str:
+    """Return what a row calls a network with a plan."""
+    return name + (" half" if plan == "half" else "")
+
+
+def bits_of(plan: str) -> int:
+    """Return the bits of a plan's weights."""
+    return Defakeq(plan).bits
+
+
+def program_of(name: str, plan: str) -> Path:
+    """Return the program of a network, made where it is not there."""
     engine = Defakeq(plan)
-    program = prepared(network, engine) / engine.file
-    x = folder / f"{network.name}.npy"
-    np.save(x, np.random.default_rng(2).standard_normal(network.shape()).astype(np.float32))
-    command = [str(build / "dq_run"), str(program), str(x), "--bench", "--repeat", "{calls}"]
-    work = network.name + (" half" if plan == "half" else "")
-    return row(work, engine.bits, "defakeq", CPU, a_call(CPU, command, environment, CALLS))
+    return prepared(network_of(name), engine) / engine.file
 
 
-def _ncnn_file(network: Network, floating: Path, folder: Path) -> Path | None:
-    """Return the stem of ncnn's int8 files, made where they are not there."""
-    stem = folder / f"{network.name}-int8"
-    if stem.with_suffix(".bin").exists():
-        return stem
+def input_of(name: str, folder: Path) -> Path:
+    """Return a file with an input of a network."""
+    path = folder / f"{name}.npy"
+    shape = network_of(name).shape()
+    np.save(path, np.random.default_rng(2).standard_normal(shape).astype(np.float32))
+    return path
+
+
+def onnx_of(name: str) -> Path:
+    """Return a network's int8 file for ONNX Runtime, beside the float one."""
+    engine = Onnxruntime()
+    return prepared(network_of(name), engine) / engine.file
+
+
+def _to_ncnn(network: Network, floating: Path, folder: Path) -> None:
     work = folder / f"{network.name}-ncnn"
     work.mkdir(exist_ok=True)
     shutil.copyfile(floating, work / "float.onnx")
@@ -53,49 +69,25 @@ def _ncnn_file(network: Network, floating: Path, folder: Path) -> Path | None:
     path = subprocess.run(tool, check=True, capture_output=True, text=True).stdout.strip()
     options = ["fp16=0", "ncnnparam=float.param", "ncnnbin=float.bin"]
     subprocess.run([path, "float.onnx", *options], cwd=work, check=True, capture_output=True)
+
+
+def ncnn_of(name: str, folder: Path) -> Path | None:
+    """Return the stem of ncnn's int8 files, made where they are not there; None: it cannot."""
+    stem, network = folder / f"{name}-int8", network_of(name)
+    source = folder / f"{name}-ncnn/float"
+    if stem.with_suffix(".bin").exists():
+        return stem
+    if not source.with_suffix(".bin").exists():
+        _to_ncnn(network, onnx_of(name).with_name("float.onnx"), folder)
     channels, height, width = network.shape()[1:]
     try:
-        ncnn_int8.quantize(work / "float", stem, (channels, height, width))
+        ncnn_int8.quantize(source, stem, (channels, height, width))
     except ValueError as error:
-        print(f"{network.name}: no row of ncnn: {error}", flush=True)
+        print(f"{name}: no row of ncnn: {error}", flush=True)
         return None
     return stem
 
 
-def peer_rows(
-    network: Network, folder: Path, site: Path, environment: dict[str, str]
-) -> list[dict[str, object]]:
-    """Return the rows of ONNX Runtime, and of ncnn with and without Winograd."""
-    engine = Onnxruntime()
-    files = prepared(network, engine)
-    works: list[tuple[str, Path | None]] = [(engine.name, files / engine.file)]
-    stem = _ncnn_file(network, files / "float.onnx", folder)
-    works += [("ncnn", stem), ("ncnn direct", stem)]
-    python = {**environment, "PYTHONPATH": str(site)}
-    rows = []
-    for name, path in works:
-        if path is not None:
-            command = ["python3", PEER, name, str(path), "{calls}"]
-            rows.append(row(network.name, 8, name, CPU, a_call(CPU, command, python, CALLS)))
-    return rows
-
-
 def macs_of(name: str) -> int:
     """Return the multiply-accumulates of a network's dense program, an image."""
-    engine = Defakeq("4")
-    return int(load(prepared(network_of(name), engine) / engine.file, threads=1).info["macs"])
-
-
-def measure(
-    names: list[str], build: Path, home: Path, peers: bool, environment: dict[str, str]
-) -> list[dict[str, object]]:
-    """Return the rows of some networks: plans of this project, then peers."""
-    folder = home / "networks"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in names:
-        network = network_of(name)
-        rows += [own_row(network, plan, build, folder, environment) for plan in PLANS]
-        if peers:
-            rows += peer_rows(network, folder, home / "site", environment)
-    return rows
+    return int(load(program_of(name, "4"), threads=1).info["macs"])

@@ -1,16 +1,27 @@
-"""Runs a peer's layer or network some times, under emulation: peer_run.py ENGINE FILE CALLS.
+"""Runs a peer's layers or networks under emulation: peer_run.py ENGINE FILE ...
 
 ENGINE: onnxruntime, ncnn, or "ncnn direct" (no Winograd). Only numpy and the engine are imported.
+The second call of each lies between two of getsid, at which the emulator prints its count.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
 
-def run_onnxruntime(path: str, calls: int) -> None:
+def count_second(call: Callable[[], None]) -> None:
+    """Call twice, the second time between marks."""
+    call()
+    os.getsid(0)
+    call()
+    os.getsid(0)
+
+
+def run_onnxruntime(path: str) -> None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -22,11 +33,10 @@ def run_onnxruntime(path: str, calls: int) -> None:
         x = rng.standard_normal(port.shape).astype(np.float32)
     else:
         x = rng.integers(0, 256, port.shape, dtype=np.uint8)
-    for _ in range(calls):
-        session.run(None, {port.name: x})
+    count_second(lambda: session.run(None, {port.name: x}))
 
 
-def run_ncnn(path: str, calls: int, winograd: bool) -> None:
+def run_ncnn(path: str, winograd: bool) -> None:
     import ncnn
 
     net = ncnn.Net()
@@ -42,20 +52,24 @@ def run_ncnn(path: str, calls: int, winograd: bool) -> None:
         0.03
     )
     x = ncnn.Mat(values)  # does not own them
-    for _ in range(calls):
+
+    def call() -> None:
         extractor = net.create_extractor()
         extractor.input(net.input_names()[0], x)
         status, _ = extractor.extract(net.output_names()[0])
         if status != 0:
             raise SystemExit(f"ncnn: extract returned {status}")
 
+    count_second(call)
+
 
 def main() -> None:
-    engine, path, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    if engine == "onnxruntime":
-        run_onnxruntime(path, calls)
-    else:
-        run_ncnn(path, calls, engine == "ncnn")
+    engine, *paths = sys.argv[1:]
+    for path in paths:
+        if engine == "onnxruntime":
+            run_onnxruntime(path)
+        else:
+            run_ncnn(path, engine == "ncnn")
 
 
 if __name__ == "__main__":

@@ -202,8 +202,14 @@ struct ShufflePlan {
   const uint8_t* fill;  // a byte an output, zeros up to a multiple of 64
 };
 
-inline constexpr int64_t turned_bytes(int64_t bytes, bool pairs) {
-  return (bytes + 3) / 4 * 4 * kLanes * (pairs ? 2 : 1);
+// What turned pixels take; on ARM they are float32 either way.
+inline constexpr int64_t turned_bytes(int64_t bytes, [[maybe_unused]] bool pairs) {
+#if defined(__aarch64__)
+  const int64_t each = 4;
+#else
+  const int64_t each = pairs ? 2 : 1;
+#endif
+  return (bytes + 3) / 4 * 4 * kLanes * each;
 }
 
 struct BinaryArgs;

@@ -15,5 +15,10 @@ if [ ! -d "$home/site/ncnn" ]; then
     --python-version 3.11 --implementation cp --abi cp311 \
     numpy==1.26.4 onnxruntime==1.32.0 ncnn==1.0.20261020
 fi
-"$python" -m pip install --quiet onnx onnxruntime==1.32.0 pnnx==20261020
-PYTHONPATH=python:. "$python" -m bench.arm --build "$build" --home "$home" --json bench/results/arm.json
+if [ ! -d "$home/tools/pnnx" ]; then
+  "$python" -m pip install --quiet --no-deps --target "$home/tools" pnnx==20261020
+fi
+"$python" -c "import onnx, onnxruntime" 2>/dev/null ||
+  "$python" -m pip install --quiet onnx onnxruntime==1.32.0
+PYTHONPATH=python:.:$home/tools "$python" -m bench.arm --build "$build" --home "$home" \
+  --jobs "${JOBS:-2}" --json bench/results/arm.json

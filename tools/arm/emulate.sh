@@ -4,7 +4,7 @@
 #   CPU      cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max, ... (qemu-aarch64 -cpu help)
 #   PROGRAM  a program, or python3 for that of the root file system (PYTHONPATH is passed on)
 # To the standard error, --count prints "instructions N", --marks also "mark N" at every reading of the
-# clock, --blocks also "block ADDRESS LENGTH EXECUTIONS" of every piece of code, --misses prints
+# clock and "call N" at every getsid(), --blocks also "block ADDRESS LENGTH EXECUTIONS" of every piece of code, --misses prints
 # "first N" and "second N", the misses of two levels of data cache. An instruction that the CPU lacks
 # ends in SIGILL. The guest's /proc/cpuinfo is made to match, since libraries read it.
 set -eu
@@ -37,7 +37,8 @@ if [ -d "$home/rootfs" ]; then
     *) part=0x051 features="$base $dot i8mm bf16 sve sve2" ;;
   esac
   printf 'processor\t: 0\nFeatures\t: %s\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: %s\nCPU revision\t: 1\n' \
-    "$features" "$part" >"$sysroot/proc/cpuinfo"
+    "$features" "$part" >"$sysroot/proc/cpuinfo.$$"
+  mv "$sysroot/proc/cpuinfo.$$" "$sysroot/proc/cpuinfo" # others may be reading it
 fi
 if [ "$1" = python3 ]; then
   shift

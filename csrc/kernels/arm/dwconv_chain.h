@@ -60,9 +60,9 @@ inline void dw_copy_pixels(const DwBlock& k, int64_t iy, int8_t* row) {
     for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, load_bytes(x, k.n));
     return;
   }
-  for (; count >= 4; count -= 4, x += 4 * stride, out += 4 * kBlock) {
-    const int8x16x4_t four = {
-        {vld1q_s8(x), vld1q_s8(x + stride), vld1q_s8(x + 2 * stride), vld1q_s8(x + 3 * stride)}};
+  for (; count >= 4; count -= 4, out += 4 * kBlock) {
+    int8x16x4_t four;
+    for (auto& pixel : four.val) pixel = load_step(x, stride);
     vst1q_s8_x4(out, four);
   }
   for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, vld1q_s8(x));
@@ -251,7 +251,8 @@ inline void dw_chain_rows(const DwChain& k) {
         DwChainRows x = {{row[0], row[1], row[2], row[3], row[kRing - 1]},
                          {out[0], out[1]},
                          {stride[0], stride[1]}};
-        dw_chain_3x3<kStride>(three, x, a.out_w / 2);
+        k.int8.bare ? dw_chain_3x3<kStride, true>(three, x, a.out_w / 2)
+                    : dw_chain_3x3<kStride, false>(three, x, a.out_w / 2);
         out[0] = x.out[0];
         out[1] = x.out[1];
         ox = a.out_w / 2 * 2;

@@ -16,5 +16,8 @@ namespace defakeq::DQ_ISA {
 void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length);
 void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
 void binary(const BinaryArgs& g, int64_t begin, int64_t end);
+void turn_pixels(const int8_t* const* pixels, int64_t bytes, bool pairs, int32_t zero_point,
+                 uint8_t* turned);
+void gemm_f32_turned(const TurnedF32Args& args);
 
 }  // namespace defakeq::DQ_ISA

@@ -91,15 +91,19 @@ struct Vec {
 
 // n < 8 bytes from p on, then zeros.
 DQ_INLINE uint64_t load_few(const int8_t* p, int64_t n) {
-  if (n >= 4) {  // both ends
+  // both ends, which may overlap
+  if (n >= 4) {
     uint32_t first, last;
     std::memcpy(&first, p, 4);
     std::memcpy(&last, p + n - 4, 4);
     return first | uint64_t{last} << (8 * (n - 4));
   }
-  uint64_t bytes = 0;
-  for (int64_t i = 0; i < n; ++i) bytes |= uint64_t{static_cast<uint8_t>(p[i])} << (8 * i);
-  return bytes;
+  if (n >= 2) {
+    uint16_t first;
+    std::memcpy(&first, p, 2);
+    return first | uint64_t{static_cast<uint8_t>(p[n - 1])} << (8 * (n - 1));
+  }
+  return n == 1 ? static_cast<uint8_t>(*p) : 0;
 }
 
 // n <= 16 bytes from p on, then zeros.
@@ -119,7 +123,27 @@ DQ_INLINE void store_bytes(int8_t* out, int64_t n, int8x16_t bytes) {
     out += 8;
   }
   uint64_t rest = vget_lane_u64(vreinterpret_u64_s8(part), 0);
-  for (int64_t i = n & 7; i > 0; --i, rest >>= 8) *out++ = static_cast<int8_t>(rest);
+  if ((n & 4) != 0) {
+    std::memcpy(out, &rest, 4);
+    rest >>= 32;
+    out += 4;
+  }
+  if ((n & 2) != 0) {
+    std::memcpy(out, &rest, 2);
+    rest >>= 16;
+    out += 2;
+  }
+  if ((n & 1) != 0) *out = static_cast<int8_t>(rest);
+}
+
+// 16 bytes from or to p, which moves on by `step`: one instruction, which GCC does not choose.
+DQ_INLINE int8x16_t load_step(const int8_t*& p, int64_t step) {
+  int8x16_t bytes;
+  __asm__ volatile("ld1 {%0.16b}, [%1], %2" : "=w"(bytes), "+r"(p) : "r"(step) : "memory");
+  return bytes;
+}
+DQ_INLINE void store_step(int8_t*& p, int64_t step, int8x16_t bytes) {
+  __asm__ volatile("st1 {%1.16b}, [%0], %2" : "+r"(p) : "w"(bytes), "r"(step) : "memory");
 }
 
 }  // namespace

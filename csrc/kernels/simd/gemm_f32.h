@@ -159,7 +159,7 @@ void gemm_f32(const GemmF32Args& a) {
 }
 
 // Outputs (oy, ox) to (oy, ox + kX - 1) of the first P vectors of block b; kInside: none reads
-// padding left or right, and so many channels are there.
+// padding left or right, and there are floats behind n channels.
 template <class V, int kX, int P, bool kInside>
 DQ_INLINE void dw_f32_outputs(const DwF32Args& a, int64_t b, int n, int64_t oy, int64_t ox) {
   constexpr int kLanes = P * V::W;
@@ -203,10 +203,15 @@ void dw_f32_block(const DwF32Args& a, int64_t b) {
   const int64_t last = (kX - 1) * a.stride[1] + int64_t{a.kernel[1] - 1} * a.dilation[1];
   const int64_t left = a.channels - b * kBlock;
   const int n = static_cast<int>(left < P * V::W ? left : P * V::W);
+  // Whole vectors of the last pixels would reach behind the last channel of all.
+  const int64_t pixels = (P * V::W - n + a.x_stride - 1) / a.x_stride;
   for (int64_t oy = a.oy0; oy < a.oy1; ++oy) {
+    const int64_t bottom = oy * a.stride[0] - a.padding[0] + (a.kernel[0] - 1) * a.dilation[0];
+    const int64_t below = bottom < a.h ? a.h - 1 - bottom : 0;
+    const int64_t right = below * a.w < pixels ? (below + 1) * a.w - pixels : a.w;
     for (int64_t ox = 0; ox < a.out_w;) {
       const int64_t ix = ox * a.stride[1] - a.padding[1];
-      if (n == P * V::W && ox + kX <= a.out_w && ix >= 0 && ix + last < a.w) {
+      if (ox + kX <= a.out_w && ix >= 0 && ix + last < right) {
         dw_f32_outputs<V, kX, P, true>(a, b, n, oy, ox);
         ox += kX;
       } else {

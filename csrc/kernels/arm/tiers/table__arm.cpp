@@ -13,6 +13,8 @@ const KernelTable* DQ_OF_ISA(kernel_table_, DQ_ISA)() {
     table.arrange_codes = DQ_ISA::arrange_codes;
     table.lookup = DQ_ISA::lookup;
     table.binary = DQ_ISA::binary;
+    table.turn_pixels = DQ_ISA::turn_pixels;
+    table.gemm_f32_turned = DQ_ISA::gemm_f32_turned;
     return table;
   }();
   return &kTable;
