@@ -165,7 +165,7 @@ def test_options_count_what_is_kept(data):
     layer = graph.layers["b"]
     rounding = distortion.rounding(layer, stats["b"], (2, 4))
     kept = redundancy.combinations(layer, channels, groups, touched["b"])
-    options = distortion.pruned_options(layer, rounding, kept)
+    options = distortion.pruned_options(layer, rounding, kept, lambda bits: 1.0)
     assert len(options) == 2 * len(kept)
     whole = next(o for o in options if o.bits == 4 and not any(o.levels.values()))
     assert whole.size == distortion.payload(distortion.Shape.of(layer), 4)
@@ -227,7 +227,7 @@ def test_refusal_names_the_least_of_both_ways(data, monkeypatch):
     def choose(budget, worse):
         task = Task(
             graph, stats, data.images, data.images, Preset(), budget, model_bytes, False,
-            LatencyTable.of(None, None), None,
+            LatencyTable.of(None, None), None, 1.0,
         )  # fmt: skip
         room = Task.room
         with monkeypatch.context() as patched:

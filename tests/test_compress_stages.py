@@ -255,10 +255,11 @@ def test_milp_equals_brute_force(seed):
         if sum(o.size for o in chosen) <= budget
     )
     assert found.size <= budget
-    assert found.distortion == pytest.approx(best[0], rel=1e-5)
+    assert found.cost == pytest.approx(best[0], rel=1e-5)
 
 
-def test_milp_with_latency_groups_and_inputs():
+@pytest.mark.parametrize("price", [0.0, 0.01])
+def test_milp_with_latency_groups_and_inputs(price):
     rng = np.random.default_rng(0)
     groups = [[0.0, 0.02, 0.3]]
     layers = {}
@@ -272,7 +273,7 @@ def test_milp_with_latency_groups_and_inputs():
     acts = {
         f"l{i}": [ActOption(b, 2.0**-b * (i + 1), 10.0 * b) for b in (4, 6, 8)] for i in range(3)
     }
-    found = allocate.solve(Problem(layers, 150, groups, 70.0, acts, 190.0))
+    found = allocate.solve(Problem(layers, 150, groups, 70.0, price, acts, 190.0))
     best = np.inf
     for level in range(3):
         own = [[o for o in layers[f"l{i}"] if o.levels[0] == level] for i in range(3)]
@@ -281,9 +282,9 @@ def test_milp_with_latency_groups_and_inputs():
                 continue
             for picked in itertools.product(*acts.values()):
                 if sum(a.volume for a in picked) <= 190:
-                    costs = [*chosen, *picked]
-                    best = min(best, groups[0][level] + sum(o.distortion for o in costs))
-    assert found.distortion == pytest.approx(best, rel=1e-5)
+                    costs = groups[0][level] + sum(o.distortion for o in (*chosen, *picked))
+                    best = min(best, costs + price * sum(o.latency for o in chosen))
+    assert found.cost == pytest.approx(best, rel=1e-5)
     assert all(o.levels[0] == found.levels[0] for o in found.options.values())
 
 
@@ -475,7 +476,7 @@ def test_chosen_channels_recover_most(graph, stats, data):
     _, _, states = _quantized(
         graph, stats, data, 2, reconstruct.Settings("nearest", False, steps=0)
     )
-    chosen = veft.choose(graph, states, stats, 0.05, 10**6)
+    chosen = veft.choose(graph, states, stats, 0.05, 10**6, slower=10.0)
     total = sum(len(s.codes) for s in states.values())
     count = sum(int(s.half.sum()) for s in chosen.values() if s.half is not None)
     assert count == round(0.05 * total)
@@ -490,20 +491,22 @@ def test_chosen_channels_recover_most(graph, stats, data):
     measure = veft.Measure(graph, data.images, chosen)
     assert measure.of(chosen, True) != measure.of(chosen, False)
     room = 900
-    few = veft.choose(graph, states, stats, 0.05, room)
+    few = veft.choose(graph, states, stats, 0.05, room, slower=10.0)
     taken = sum(
         int(s.half.sum()) * sizes.half_cost(sizes.Shape.of(graph.layers[n]), 2) + sizes.SEGMENT_JSON
         for n, s in few.items()
         if s.half is not None
     )
     assert 0 < taken <= room
+    none = veft.choose(graph, states, stats, 0.05, 10**6, slower=0.0)
+    assert all(state.half is None for state in none.values())
 
 
 def test_plan_of_states_packs_their_codes(graph, stats, data):
     from defakeq.compress.budget import converted
 
     _, _, states = _quantized(graph, stats, data, 3, reconstruct.Settings(steps=4))
-    chosen = veft.choose(graph, states, stats, 0.1, 10**6)
+    chosen = veft.choose(graph, states, stats, 0.1, 10**6, slower=10.0)
     tensors, network = converted(graph.model, chosen, data.images[:4], mixed=True).file()
     for name, state in chosen.items():
         packed = PackedWeight.from_tensors(name, tensors, network["layers"][name])

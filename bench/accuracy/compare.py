@@ -45,7 +45,11 @@ def variants() -> dict[str, tuple[Preset, bool]]:
         "default": (default, True),
         "default, no pruning": (dataclasses.replace(default, prune=False), True),
         "default, no VEFT": (default, False),
-        "default, S_l for distortion": (dataclasses.replace(default, objective="score"), True),
+        "default, speed for nothing": (dataclasses.replace(default, speed=0.0), True),
+        "default, S_l for distortion": (
+            dataclasses.replace(default, objective="score", speed=0.0),
+            True,
+        ),
         "default, one width": (dataclasses.replace(default, objective="uniform"), True),
         "default, no learning": (
             dataclasses.replace(

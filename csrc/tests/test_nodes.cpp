@@ -250,7 +250,8 @@ TEST(Nodes, Binary) {
     const auto fn = static_cast<BinaryFn>(random.in(0, 5));
     const auto shape = static_cast<Broadcast>(random.in(0, 3));
     const auto activation = static_cast<Activation>(random.one_in(2) ? 0 : random.in(0, 6));
-    const int rows = random.in(1, 12), channels = i < 8 ? 5000 : random.in(1, 70);
+    const int rows = random.in(1, random.one_in(4) ? 100 : 12),
+              channels = i < 8 ? 5000 : random.in(1, 70);
     const Tensor a = tensor(random, rows * channels, random_dtype(random));
     const int b_count = shape == Broadcast::kNone      ? rows * channels
                         : shape == Broadcast::kChannel ? channels

@@ -22,7 +22,7 @@ class Option:
         symmetric: without zero points.
         size: bytes in the file.
         distortion: what it is expected to cost, in the objective's unit.
-        latency: microseconds; 0 where no table is given.
+        latency: microseconds, or multiply-adds where no table is given.
         levels: the level that it stands for of each group of channels that the layer touches.
     """
 
@@ -52,6 +52,7 @@ class Problem:
         budget: bytes of all chosen options.
         groups: of each group of channels, the distortion of each level; one is chosen.
         latency: microseconds of all chosen options; None: no limit.
+        price: the distortion that a unit of latency is worth.
         acts: the options of each layer's input; may be empty.
         volume: limit of the chosen inputs' bits; None: no limit.
     """
@@ -60,23 +61,27 @@ class Problem:
     budget: float
     groups: Sequence[Sequence[float]] = ()
     latency: float | None = None
+    price: float = 0.0
     acts: Mapping[str, Sequence[ActOption]] = field(default_factory=dict)
     volume: float | None = None
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The solution: an option for each layer, a level for each group, a width for each input."""
+    """The solution: an option for each layer, a level for each group, a width for each input.
+
+    `cost` is the distortion and the price of the latency.
+    """
 
     options: dict[str, Option]
     levels: tuple[int, ...]
     acts: dict[str, int]
-    distortion: float
+    cost: float
     size: int
 
 
 def solve(problem: Problem, time_limit: float = 60.0) -> Allocation:
-    """The allocation with the least distortion.
+    """The allocation with the least cost.
 
     Args:
         problem: layers, groups and budgets.
@@ -89,7 +94,7 @@ def solve(problem: Problem, time_limit: float = 60.0) -> Allocation:
     columns = _Columns(problem)
     for name, options in problem.layers.items():
         for option in options:
-            columns.add(("layer", name), option.distortion)
+            columns.add(("layer", name), option.distortion + problem.price * option.latency)
     for g, level_costs in enumerate(problem.groups):
         for cost in level_costs:
             columns.add(("group", g), cost)

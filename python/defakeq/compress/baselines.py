@@ -35,7 +35,7 @@ from defakeq.conversion import convert
 from defakeq.lower import ProgramModule
 from defakeq.prunable import half_plan
 
-_UNIFORM = Preset(objective="uniform", prune=False, restored=0.0)
+_UNIFORM = Preset(objective="uniform", prune=False, speed=0.0, restored=0.0)
 _SOFT = Settings(method="adaround", feedback=False, steps=500, rate=0.1, scale_rate=0.0, bias=False)
 _HALVINGS = 7
 

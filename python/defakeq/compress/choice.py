@@ -90,6 +90,7 @@ class Task:
         restoring: whether channels will be restored.
         table: the layers' times; empty without a latency limit.
         latency: microseconds at most; None: no limit.
+        spread: variance of the margin.
     """
 
     graph: Graph
@@ -102,6 +103,7 @@ class Task:
     restoring: bool
     table: LatencyTable
     latency: float | None
+    spread: float
 
     def reserve(self) -> int:
         """Bytes kept for the restored channels."""
@@ -144,7 +146,7 @@ def _some(state: State) -> Tensor | None:
 
 
 def choose_options(task: Task, prune: bool, bars: Bars) -> Chosen:
-    """The widths and kept channels with the least expected distortion in the budget.
+    """The widths and kept channels with the least cost in the budget.
 
     Raises:
         ValueError: a budget that cannot be kept, with the least that can.
@@ -202,7 +204,7 @@ def _solved(
     measured: dict[str, dict[tuple[int, bool], float]],
     below: float = math.inf,
 ) -> tuple[Chosen, float]:
-    """The best choice with some groups of channels, and its expected distortion.
+    """The best choice with some groups of channels, and its cost.
 
     `measured` keeps what whole layers cost. Raises `ValueError` where none costs less than `below`.
     """
@@ -214,7 +216,7 @@ def _solved(
     acts: dict[str, list[ActOption]] = {}
     with bars.task("allocation", len(graph.layers)) as step:
         for name, layer in graph.layers.items():
-            latency = task.table.of_name(name)
+            latency = task.table.of_width(layer)
             if task.preset.objective == "score":
                 costs = distortion.scored(layer, statistics[name], task.preset.widths)
                 options[name] = distortion.options(layer, costs, latency)
@@ -238,7 +240,9 @@ def _solved(
         volume = task.preset.act_average * values
     costs_of_groups = [[_FOLDING * cost for cost in one.costs] for one in groups]
     limit = task.table.room(task.latency)
-    problem = Problem(options, 0.0, costs_of_groups, limit, acts, volume)
+    time = sum(max(option.latency for option in found) for found in options.values())
+    price = task.preset.speed * task.spread / max(time, 1e-9)
+    problem = Problem(options, 0.0, costs_of_groups, limit, price, acts, volume)
 
     def chosen_of(allocation: Allocation) -> Chosen:
         weights: dict[str, Tensor] = {}
@@ -251,7 +255,7 @@ def _solved(
 
     if below < math.inf:  # the best there is if the file had nothing beside the layers
         whole = task.budget - SUMMARY - task.reserve()
-        if solve(replace(problem, budget=float(whole))).distortion >= below:
+        if solve(replace(problem, budget=float(whole))).cost >= below:
             raise ValueError(f"size: found no allocation that costs less than {below}")
     return _within_budget(task, problem, chosen_of)
 
@@ -269,7 +273,7 @@ def _within_budget(
         left = task.room(chosen)
         room = float(allocation.size + left)
         if left >= 0:
-            kept = chosen, allocation.distortion
+            kept = chosen, allocation.cost
             if room - layers < 0.002 * task.budget:
                 break
         elif kept is not None:

@@ -17,6 +17,7 @@ from defakeq.compress.statistics import LayerStatistics
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 ACT_WIDTHS = (4, 5, 6, 7, 8)
+VECTOR = 16  # outputs that the widest kernels compute at once
 SHORT = 64  # reductions for which zero points are a large part of the file
 
 
@@ -65,7 +66,7 @@ def scored(
 def options(
     layer: Layer,
     costs: Mapping[tuple[int, bool], float],
-    latency: Callable[[int], float] | None = None,
+    latency: Callable[[int], float],
 ) -> list[Option]:
     """A layer's options without pruning."""
     shape = Shape.of(layer)
@@ -75,7 +76,7 @@ def options(
             symmetric,
             payload(shape, bits, symmetric),
             cost,
-            0.0 if latency is None else latency(bits),
+            latency(bits),
         )
         for (bits, symmetric), cost in costs.items()
     ]
@@ -103,11 +104,15 @@ def _monotone(costs: dict[tuple[int, bool], float]) -> dict[tuple[int, bool], fl
     return costs
 
 
+def _vectors(outs: int) -> int:
+    return -(-outs // VECTOR)
+
+
 def pruned_options(
     layer: Layer,
     costs: Mapping[tuple[int, bool], Tensor],
     kept: Mapping[tuple[tuple[int, int], ...], Masks],
-    latency: Callable[[int], float] | None = None,
+    latency: Callable[[int], float],
 ) -> list[Option]:
     """A layer's options with every combination of the levels of the groups that it touches.
 
@@ -115,7 +120,8 @@ def pruned_options(
         layer: the layer.
         costs: of `rounding`.
         kept: the masks for each combination of (group, level).
-        latency: microseconds of the whole layer by width; pruning takes its part of it.
+        latency: what the whole layer takes by width; pruning takes its part of it, in vectors of
+            outputs.
     """
     found = []
     outs, ins = layer.weight.shape[:2]
@@ -124,13 +130,13 @@ def pruned_options(
         columns = torch.ones(ins) if masks.ins is None else masks.ins.cpu().float()
         count = (int(rows.sum()), int(columns.sum()))
         shape = replace(Shape.of(layer, *count), all_inputs=True)
-        part = count[0] * count[1] / (outs * ins)
+        part = _vectors(count[0]) * count[1] / (_vectors(outs) * ins)
         totals = {
             key: float(rows.double() @ cost.cpu().double() @ columns.double())
             for key, cost in costs.items()
         }
         for (bits, symmetric), total in _monotone(totals).items():
-            time = 0.0 if latency is None else part * latency(bits)
+            time = part * latency(bits)
             size = payload(shape, bits, symmetric)
             found.append(Option(bits, symmetric, size, total, time, dict(levels)))
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from defakeq.compress.graph import Layer
 from defakeq.conversion import convert
 from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
@@ -73,11 +74,11 @@ class LatencyTable:
                 "of the same model"
             ) from None
 
-    def of_name(self, name: str) -> Callable[[int], float] | None:
-        """A layer's microseconds by width; None where there is no table."""
+    def of_width(self, layer: Layer) -> Callable[[int], float]:
+        """A layer's microseconds by width; its multiply-adds where there is no table."""
         if not self.layers:
-            return None
-        return lambda bits: self.of_layer(name, bits)
+            return lambda bits: float(layer.products)
+        return lambda bits: self.of_layer(layer.name, bits)
 
     def room(self, limit: float | None) -> float | None:
         """Microseconds that the layers may take.

@@ -17,7 +17,7 @@ from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.choice import SUMMARY, Chosen, Task, choose_options
 from defakeq.compress.distributed import part, ranks, shared
-from defakeq.compress.graph import Graph
+from defakeq.compress.graph import Graph, margin
 from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
@@ -197,9 +197,15 @@ class _Run:
         task = Task(
             self.graph, statistics, self.images, self._ranges(2), self.preset,
             self.budget, checkpoint_bytes(self.source), self.veft, self.table,
-            self.latency,
+            self.latency, self._spread(),
         )  # fmt: skip
         return choose_options(task, self.prune and self.preset.prune, self.bars)
+
+    def _spread(self) -> float:
+        """The variance of the float model's margin."""
+        with torch.no_grad():
+            margins = [margin(self.graph.forward(x)[1]) for x in self.graph.batches(self.images)]
+        return float(torch.cat(margins).var(correction=0))
 
     def _ranges(self, count: int = _RANGE_IMAGES) -> Tensor:
         """The images from which a program's ranges are taken."""

@@ -21,6 +21,8 @@ class Preset:
             (the widest width that fits, the same everywhere).
         ends: width of the first and the last layer, where the objective is "uniform"; None: alike.
         prune: whether redundant channels may go.
+        speed: what all of the layers' time is worth, as a part of the margin's variance: channels
+            go for it that the budget alone would leave.
         act_average: bits of the layers' inputs on average at most, which are then 4 to 8; None: 8.
             Narrower inputs make no smaller file and no faster program.
         reconstruction: of the blocks.
@@ -33,6 +35,7 @@ class Preset:
     objective: str = "measured"
     ends: int | None = None
     prune: bool = True
+    speed: float = 0.08
     act_average: float | None = None
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     restored: float = 0.02
@@ -64,6 +67,7 @@ def preset(name: str) -> Preset:
             widths=(3, 4, 8),
             objective="score",
             prune=False,
+            speed=0.0,
             reconstruction=Reconstruction(
                 method="adaround", feedback=False, steps=400, rate=0.1, scale_rate=0.0
             ),

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defakeq.compress.distortion import VECTOR
 from defakeq.compress.distributed import average_gradients, mean
 from defakeq.compress.graph import Graph, Layer, LayerCall, margin, steps_of
 from defakeq.compress.learning import Learned, Settings
@@ -26,6 +28,8 @@ _WORK = 4e12  # multiply-adds of the quantized models' passes, of which a step h
 _MOST_WEIGHTS = 150e6  # whose codes are tuned; the optimizer holds five numbers for each
 _MEASURED = 2.5e11  # multiply-adds of a look at a whole model
 _CHECKED = 12  # steps between looks at the held-out images
+_FLOAT = 4  # times what a product of bytes takes
+SLOWER = 0.03  # of the time of all products, for restored channels
 HELD_OUT = 4  # one batch in so many is not learned from
 
 
@@ -291,6 +295,7 @@ def choose(
     room: int,
     how: str = "recovery",
     seed: int = 0,
+    slower: float = SLOWER,
 ) -> dict[str, State]:
     """States with the half-precision outputs of the mixed model.
 
@@ -303,9 +308,11 @@ def choose(
         how: "recovery" (the most recovered a byte first) or "random" (the same part of each
             layer, as in the paper).
         seed: of the random choice.
+        slower: part of the model's time that they may take, where they are not random.
     """
     offers: list[tuple[float, str, int, int]] = []
-    total = 0
+    total, products = 0, 0.0
+    slow: dict[str, float] = {}
     generator = torch.Generator().manual_seed(seed)
     for name, state in states.items():
         layer = graph.layers[name]
@@ -313,6 +320,9 @@ def choose(
         if state.keep_out is not None:
             kept = state.keep_out.cpu()
         total += int(kept.sum())
+        part = 1.0 if state.keep_in is None else float(state.keep_in.float().mean())
+        products += part * layer.products * float(kept.float().mean())
+        slow[name] = part * layer.products / len(kept) * VECTOR * _FLOAT
         ins = None if state.keep_in is None else int(state.keep_in.sum())
         cost = half_cost(Shape.of(layer, ins=ins), state.grid.bits, state.symmetric)
         error = state.dense(layer).flatten(1) - state.float_rows(layer)
@@ -322,8 +332,9 @@ def choose(
         for channel in kept.nonzero().flatten().tolist():
             offers.append((float(gains[channel]), name, channel, cost))
     count = round(share * total)
+    limits = count, room, math.inf if how == "random" else slower * products
     chosen = max(
-        (_taken(offers, count, room, by_byte) for by_byte in (True, False)),
+        (_taken(offers, limits, slow, by_byte) for by_byte in (True, False)),
         key=lambda found: found[0],
     )[1]
     found = {}
@@ -338,24 +349,38 @@ def choose(
 
 
 def _taken(
-    offers: list[tuple[float, str, int, int]], count: int, room: int, by_byte: bool
+    offers: list[tuple[float, str, int, int]],
+    limits: tuple[int, int, float],
+    slow: Mapping[str, float],
+    by_byte: bool,
 ) -> tuple[float, dict[str, list[int]]]:
-    """What is gained, and the channels by layer: the greatest gains, or gains a byte, first."""
+    """What is gained, and the channels by layer: the greatest gains, or gains a byte, first.
+
+    Args:
+        offers: gain, layer, channel and bytes of each.
+        limits: channels, bytes, and the products that they may take the time of.
+        slow: the products whose time a vector of a layer's half outputs takes.
+        by_byte: which.
+    """
 
     def worth(offer: tuple[float, str, int, int]) -> tuple[float, str, int]:
         gain, name, channel, cost = offer
         return (-gain / max(cost, 1) if by_byte else -gain, name, channel)
 
     chosen: dict[str, list[int]] = {}
-    total, left = 0.0, room
+    total = 0.0
+    count, left, time = limits
     for gain, name, channel, cost in sorted(offers, key=worth):
         if count == 0:
             break
-        price = cost + (0 if name in chosen else SEGMENT_JSON)
-        if price > left or gain <= 0:
+        own = chosen.get(name, [])
+        price = cost + (0 if own else SEGMENT_JSON)
+        slower = 0.0 if len(own) % VECTOR else slow[name]
+        if price > left or slower > time or gain <= 0:
             continue
         chosen.setdefault(name, []).append(channel)
         total += gain
         left -= price
+        time -= slower
         count -= 1
     return total, chosen
