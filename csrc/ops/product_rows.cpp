@@ -4,6 +4,16 @@
 
 namespace defakeq {
 
+namespace {
+
+// Pointers to `count` rows that lie `pitch` apart.
+template <class T>
+void point(const T* first, int64_t pitch, int64_t count, const T** rows) {
+  for (int64_t r = 0; r < count; ++r, first += pitch) rows[r] = first;
+}
+
+}  // namespace
+
 void ProductRows::place(Arena& arena, int64_t chunk, int tasks) {
   const int64_t rows = chunk * images_.out_h * images_.out_w;
   const bool weight_only = layer_.act_mode == ActMode::kNone;
@@ -57,11 +67,10 @@ void ProductRows::find(int64_t begin, int64_t end) {
   if (scales_ == nullptr && layer_.stride[0] == 1 && layer_.stride[1] == 1 &&
       images_.out_h == height && images_.out_w == width) {
     // a row is a pixel
-    for (int64_t r = begin; bytes != nullptr && r < end; ++r) bytes[r] = int8_base + r * pitch;
-    for (int64_t r = begin; floats != nullptr && r < end; ++r) floats[r] = float_base + r * pitch;
-    for (int64_t r = begin; halves != nullptr && r < end; ++r) {
-      halves[r] = half_base + r * layer_.half_inputs;
-    }
+    const int64_t count = end - begin, inputs = layer_.half_inputs;
+    if (bytes != nullptr) point(int8_base + begin * pitch, pitch, count, bytes + begin);
+    if (floats != nullptr) point(float_base + begin * pitch, pitch, count, floats + begin);
+    if (halves != nullptr) point(half_base + begin * inputs, inputs, count, halves + begin);
     return;
   }
   const int64_t per_image = images_.out_h * images_.out_w;
@@ -70,13 +79,14 @@ void ProductRows::find(int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end;) {
     const int64_t count = std::min(end - r, images_.out_w - x);
     const int64_t first = (n * height + y * layer_.stride[0]) * width + x * layer_.stride[1];
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = first + i * layer_.stride[1];
-      if (bytes != nullptr) bytes[r + i] = int8_base + pixel * pitch;
-      if (floats != nullptr) floats[r + i] = float_base + pixel * pitch;
-      if (halves != nullptr) halves[r + i] = half_base + pixel * layer_.half_inputs;
-      if (scales_ != nullptr) scales_[r + i] = image_scale[n];
+    const int64_t step = layer_.stride[1];
+    if (bytes != nullptr) point(int8_base + first * pitch, step * pitch, count, bytes + r);
+    if (floats != nullptr) point(float_base + first * pitch, step * pitch, count, floats + r);
+    if (halves != nullptr) {
+      const int64_t inputs = layer_.half_inputs;
+      point(half_base + first * inputs, step * inputs, count, halves + r);
     }
+    if (scales_ != nullptr) std::fill_n(scales_ + r, count, image_scale[n]);
     r += count;
     x = 0;
     if (++y == images_.out_h) {

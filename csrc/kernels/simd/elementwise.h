@@ -149,6 +149,47 @@ DQ_INLINE void scale_channels(const BinaryArgs& g, int64_t c, int64_t begin, int
   }
 }
 
+// The same of n <= 16 B channels, for vectors that take bytes in groups of B.
+template <class V, int B>
+DQ_INLINE void scale_bytes(const BinaryArgs& g, int64_t c, int n, int64_t begin, int64_t end) {
+  static_assert(V::W == kBlock);
+  typename V::F b[B];
+  for (int i = 0; i < B; ++i) {
+    Block<V> block;
+    load_block<V>(g.b, c + i * kBlock, i + 1 < B ? kBlock : n - i * kBlock, block);
+    b[i] = block[0];
+  }
+  const typename V::F scale = V::set1(g.a.quantization.scale), inv = V::set1(g.post.inv_scale);
+  const int32_t zero = g.a.quantization.zero_point, plus = g.post.zero_point;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t at = r * g.channels + c;
+    typename V::F y[B];
+    V::template load_floats<B>(static_cast<const int8_t*>(g.a.data) + at, n, zero, y);
+    for (int i = 0; i < B; ++i) y[i] = V::mul(V::mul(V::mul(y[i], scale), b[i]), inv);
+    V::template store_rounded<B>(static_cast<int8_t*>(g.out) + at, n, plus, y);
+  }
+}
+
+// Whether bytes times what b holds stay below 2^30 in steps of the output, which has 8 bits.
+template <class V>
+DQ_INLINE bool product_is_small(const BinaryArgs& g) {
+  if (g.post.low != static_cast<float>(-128 - g.post.zero_point) ||
+      g.post.high != static_cast<float>(127 - g.post.zero_point)) {
+    return false;
+  }
+  typename V::F most = V::set1(0.0f);
+  bool finite = true;
+  for_blocks(g.channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+    Block<V> b;
+    load_block<V>(g.b, c, n, b);
+    finite = finite && sum_lanes<V>(b) - sum_lanes<V>(b) == 0.0f;
+    most = V::max(V::abs(b[0]), most);
+  });
+  const Block<V> all = {most};
+  const float reach = 256.0f * std::fabs(g.a.quantization.scale) * max_lanes<V>(all);
+  return finite && reach * std::fabs(g.post.inv_scale) < 1073741824.0f;
+}
+
 // Sums of an int8 operand round once: fma(q - zero_point, scale, b).
 template <class V, bool kFusedSum>
 DQ_INLINE void binary_rows(const BinaryArgs& g, int64_t begin, int64_t end) {
@@ -192,6 +233,21 @@ void binary(const BinaryArgs& g, int64_t begin, int64_t end) {
   if (g.fn == BinaryFn::kMul && g.b_shape == Broadcast::kChannel && g.channels >= kBlock &&
       g.a.dtype == DType::kInt8 && g.out != g.a.data && plain_int8(g.post)) {
     int64_t c = 0;
+    if constexpr (requires(int8_t* p, typename V::F(&y)[4]) {
+                    V::template load_floats<4>(p, 64, 0, y);
+                  }) {
+      if (product_is_small<V>(g)) {
+        for (; c + 4 * kBlock <= g.channels; c += 4 * kBlock) {
+          scale_bytes<V, 4>(g, c, 4 * kBlock, begin, end);
+        }
+        const int left = static_cast<int>(g.channels - c);
+        if (left > 3 * kBlock) return scale_bytes<V, 4>(g, c, left, begin, end);
+        if (left > 2 * kBlock) return scale_bytes<V, 3>(g, c, left, begin, end);
+        if (left > kBlock) return scale_bytes<V, 2>(g, c, left, begin, end);
+        if (left > 0) scale_bytes<V, 1>(g, c, left, begin, end);
+        return;
+      }
+    }
     for (; c + 4 * kBlock <= g.channels; c += 4 * kBlock) scale_channels<V, 4>(g, c, begin, end);
     for (; c + kBlock <= g.channels; c += kBlock) scale_channels<V, 1>(g, c, begin, end);
     // the last channels, some of them again

@@ -137,7 +137,7 @@ def measure(
     if rounds < 1:
         raise ValueError(f"rounds: found {rounds}; accepted is 1 or more")
     chosen = engines_of(engines, plan)
-    macs, x = multiply_adds(source), _image(source)
+    macs, x = multiply_adds(source), image_of(source)
     notes: list[str] = []
     nodes: list[dict[str, Any]] = []
     fresh, contenders = {}, []
@@ -189,7 +189,8 @@ def measure(
     return result
 
 
-def _image(network: Network) -> NDArray[np.float32]:
+def image_of(network: Network) -> NDArray[np.float32]:
+    """The image that every engine is measured with, float32 (1, 3, h, w)."""
     if network.program is not None:
         rng = np.random.default_rng(2)
         return rng.standard_normal(network.shape()).astype(np.float32)

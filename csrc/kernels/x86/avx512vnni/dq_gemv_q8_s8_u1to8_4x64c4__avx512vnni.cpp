@@ -11,6 +11,15 @@ namespace defakeq::avx512vnni {
 
 namespace {
 
+// Asks for the same bytes of the next NB blocks: few runs are long enough for the hardware to do so.
+template <int kBits, int NB>
+DQ_INLINE void ask_ahead(const GemmS8Args& a, const uint8_t* w, int b) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(w + (NB + b) * a.w_stride + i * 64), _MM_HINT_T0);
+  }
+}
+
 template <int kBits, int R, int NB>
 DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
   __m512i acc[R][NB];
@@ -26,6 +35,7 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
   for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
 #pragma GCC unroll 4
     for (int b = 0; b < NB; ++b) {
+      ask_ahead<kBits, NB>(a, w, b);
       __m512i codes[kPlaneSteps];
       expand_block<kBits>(w + b * a.w_stride, codes);
 #pragma GCC unroll 8
@@ -66,6 +76,8 @@ DQ_INLINE void tile_in_place(const GemmS8Args& a, int64_t row, int first_block) 
   const uint8_t* w = a.w + first_block * a.w_stride;
   const int8_t* x = a.rows[row] + a.tap_offset[0];
   for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; ++b) ask_ahead<kBits, NB>(a, w, b);
 #pragma GCC unroll 4
     for (int i = 0; i < kBits; ++i) {
       __m512i plane[NB];

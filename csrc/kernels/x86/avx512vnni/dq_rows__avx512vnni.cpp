@@ -30,28 +30,24 @@ DQ_INLINE __m512i sum_row(const int8_t* row, const Taps& taps, __mmask64 tail) {
 }
 
 // The same of taps of up to 16 bytes.
-DQ_INLINE __m128i sum_short_row(const int8_t* row, const Taps& taps, __mmask16 mask) {
-  __m128i sum = _mm_setzero_si128();
-  for (int t = 0; t < taps.count; ++t) {
-    const __m128i x = _mm_maskz_loadu_epi8(mask, row + taps.offset[t]);
-    sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(1), x);
-  }
-  return sum;
-}
-
 void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
   const auto mask = static_cast<__mmask16>((1u << taps.length) - 1);
-  int64_t r = 0;
-  for (; r + 4 <= m; r += 4) {
-    const __m128i ab =
-        _mm_hadd_epi32(sum_short_row(rows[r], taps, mask), sum_short_row(rows[r + 1], taps, mask));
-    const __m128i cd = _mm_hadd_epi32(sum_short_row(rows[r + 2], taps, mask),
-                                      sum_short_row(rows[r + 3], taps, mask));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + r), _mm_hadd_epi32(ab, cd));
-  }
-  for (; r < m; ++r) {
-    const __m128i pairs = _mm_hadd_epi32(sum_short_row(rows[r], taps, mask), _mm_setzero_si128());
-    sums[r] = _mm_cvtsi128_si32(_mm_hadd_epi32(pairs, pairs));
+  const __m128i ones = _mm_set1_epi8(1);
+  for (int64_t r = 0; r < m; r += 4) {
+    const int8_t* row[4];
+    for (int i = 0; i < 4; ++i) row[i] = rows[r + i < m ? r + i : m - 1];
+    __m128i sum[4] = {};
+    for (int t = 0; t < taps.count; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m128i x = _mm_maskz_loadu_epi8(mask, row[i] + taps.offset[t]);
+        sum[i] = _mm_dpbusd_epi32(sum[i], ones, x);
+      }
+    }
+    const __m128i four =
+        _mm_hadd_epi32(_mm_hadd_epi32(sum[0], sum[1]), _mm_hadd_epi32(sum[2], sum[3]));
+    const auto left = static_cast<__mmask8>(m - r >= 4 ? 15 : (1 << (m - r)) - 1);
+    _mm_mask_storeu_epi32(sums + r, left, four);
   }
 }
 
@@ -80,10 +76,6 @@ void medium_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int
 }
 
 constexpr int64_t kShuffledBytes = 24 << 10;
-
-DQ_INLINE __mmask64 first_bytes(int64_t count) {
-  return count >= kWideBlock ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
-}
 
 // The rows' output block of 64 bytes from kSources windows, which stay in registers meanwhile;
 // 0: any number.

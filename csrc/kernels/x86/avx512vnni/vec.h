@@ -29,6 +29,10 @@ struct Lookup {
   }
 };
 
+inline __mmask64 first_bytes(int64_t count) {
+  return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
+}
+
 struct Vec {
   static constexpr int W = 16;
   using F = __m512;
@@ -83,6 +87,36 @@ struct Vec {
   }
   static void store_s8(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+  // The first n <= 16 B bytes as floats less an integer, the others anything. A byte below the
+  // leading bits of 2^23 is the float 2^23 + byte.
+  template <int B>
+  static void load_floats(const int8_t* p, int n, int32_t less, F (&y)[B]) {
+    const __m512i bytes =
+        _mm512_xor_si512(_mm512_maskz_loadu_epi8(first_bytes(n), p), _mm512_set1_epi8(-128));
+    const F base = _mm512_set1_ps(static_cast<float>((1 << 23) + 128 + less));
+    const __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+    for (int i = 0; i < B; ++i) {
+      const __m512i raised =
+          _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111u,
+                                       _mm512_add_epi32(place, _mm512_set1_epi32(16 * i)), bytes);
+      y[i] = _mm512_sub_ps(_mm512_castsi512_ps(raised), base);
+    }
+  }
+  // Stores the first n <= 16 B of y rounded, plus an integer of at most 8 bits; clamped to 8 bits.
+  // |y| < 2^30.
+  template <int B>
+  static void store_rounded(int8_t* p, int n, int32_t plus, const F (&y)[B]) {
+    __m512i q[4] = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < B; ++i) q[i] = rne(y[i]);
+    const __m512i more = _mm512_set1_epi16(static_cast<int16_t>(plus));
+    const __m512i bytes =
+        _mm512_packs_epi16(_mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), more),
+                           _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), more));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_mask_storeu_epi8(p, first_bytes(n), _mm512_permutexvar_epi32(order, bytes));
   }
   static I lookup(const int8_t* table, I v) {
     const __m512i bytes = Lookup(table)(_mm512_zextsi128_si512(_mm512_cvtepi32_epi8(v)));
