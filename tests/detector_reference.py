@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from defakeq import detectors
+
 RECORDED = json.loads((Path(__file__).parent / "data" / "detector_names.json").read_text())
 
 _FIXED = ("_DCT_all", "_DCT_all_T", "base", "kernel", "h0", "h1", "g0", "g1")
@@ -29,6 +31,12 @@ def _choices(text):
             [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)] if numbers else [part]
         )
     return found
+
+
+def skeleton(name):
+    """A detector without weights."""
+    with torch.device("meta"):
+        return detectors._BUILDERS[name]()
 
 
 def published(name):
