@@ -85,6 +85,7 @@ _LARGE = {
     "pointwise": ("conv2d", (40, 37, 1, 1), {}, (2, 9, 9)),
     "pointwise, stride": ("conv2d", (40, 37, 1, 1), {"stride": (2, 2)}, (2, 15, 15)),
     "3x3": ("conv2d", (37, 24, 3, 3), {"padding": (1, 1)}, (1, 12, 11)),
+    "3x3 by Winograd": ("conv2d", (40, 36, 3, 3), {"padding": (1, 1)}, (2, 17, 19)),
     "3x3 dilated": ("conv2d", (20, 24, 3, 3), {"padding": (2, 2), "dilation": (2, 2)}, (2, 9, 8)),
     "first layer": ("conv2d", (32, 3, 3, 3), {"stride": (2, 2), "padding": (1, 1)}, (1, 33, 31)),
     "grouped": ("conv2d", (24, 6, 3, 3), {"groups": 4, "padding": (1, 1)}, (1, 11, 9)),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/kernel_table.h"
+#include "kernels/winograd_args.h"
 
 #define DQ_DECLARE_ISA_KERNELS(isa)                                                           \
   namespace defakeq::isa {                                                                    \
@@ -25,6 +26,26 @@
   (table).dw_s8_scratch = isa::dw_s8_scratch; \
   (table).row_sums = isa::row_sums;           \
   (table).shuffle = isa::shuffle
+
+// Winograd's products, where an ISA has them.
+#define DQ_DECLARE_WINOGRAD(isa)                           \
+  namespace defakeq::isa {                                 \
+  void winograd_input(const WinogradInputArgs& args);      \
+  void winograd_weights(const WinogradWeightArgs& args);   \
+  void winograd_products(const WinogradProductArgs& args); \
+  }                                                        \
+  static_assert(true, "")
+
+#define DQ_DEFINE_WINOGRAD(V)                                                                   \
+  void winograd_input(const WinogradInputArgs& args) { simd::winograd_input<V>(args); }         \
+  void winograd_weights(const WinogradWeightArgs& args) { simd::winograd_weights<V>(args); }    \
+  void winograd_products(const WinogradProductArgs& args) { simd::winograd_products<V>(args); } \
+  static_assert(true, "")
+
+#define DQ_SET_WINOGRAD(table, isa)                 \
+  (table).winograd_input = isa::winograd_input;     \
+  (table).winograd_weights = isa::winograd_weights; \
+  (table).winograd_products = isa::winograd_products
 
 // prefix##isa and "isa" of an ISA that is a macro.
 #define DQ_OF_ISA(prefix, isa) DQ_OF_ISA_(prefix, isa)

@@ -83,7 +83,10 @@ struct GemmS8Args {
   const OutputWindow* windows;
   int window_count;
   int8_t absent;  // what stands for a pruned output
-  void* out;      // row r at out + r * out_stride elements
+  // finish_s8: the integer products, row r at sums + r * sums_stride; there are no rows then.
+  const int32_t* sums;
+  int64_t sums_stride;
+  void* out;  // row r at out + r * out_stride elements
   int64_t out_stride;
   int n;  // valid outputs in these blocks, the rest is not stored
   Post post;
@@ -212,7 +215,18 @@ inline constexpr int64_t turned_bytes(int64_t bytes, [[maybe_unused]] bool pairs
   return (bytes + 3) / 4 * 4 * kLanes * each;
 }
 
+// What Winograd's products cost, in multiplications of gemm_s8 at 8 bits (measured): a product of a
+// position, the transforms of a tile a channel of the input or output, and of the weights a pair of
+// channels. What such a multiplication costs at fewer bits is `narrow`.
+struct WinogradCosts {
+  float product;  // 0: there are none
+  float input, output, weights, narrow;
+};
+
 struct BinaryArgs;
+struct WinogradInputArgs;
+struct WinogradWeightArgs;
+struct WinogradProductArgs;
 struct SoftmaxCodesArgs;
 struct PackCodesArgs;
 struct AdaptivePoolArgs;
@@ -277,10 +291,18 @@ struct KernelTable {
                       uint8_t* turned);
   void (*gemm_f32_turned)(const TurnedF32Args&);
 
+  // What gemm_s8 does with its products, for products that were made elsewhere.
+  void (*finish_s8)(const GemmS8Args&);
+  // Products of 3x3 convolutions (winograd_args.h), null where the direct ones are faster.
+  void (*winograd_input)(const WinogradInputArgs&);
+  void (*winograd_weights)(const WinogradWeightArgs&);
+  void (*winograd_products)(const WinogradProductArgs&);
+
   // What the functions above can do beyond what each of them must.
   bool fuses_half_inputs;  // gemm_s8 reads half_rows
   bool writes_windows;     // gemm_s8 reads `windows`
   bool reads_planes;       // gemm_s8 reads `planes`
+  WinogradCosts winograd;
 };
 
 const KernelTable* kernel_table_scalar();

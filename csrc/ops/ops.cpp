@@ -1,5 +1,6 @@
 #include "defakeq/ops.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -35,12 +36,17 @@ class Planned final : public Parallel {
   int threads_;
 };
 
+// Enough for any number of threads up to `threads`.
 size_t scratch_bytes(const PackedLayer& layer, const OpArgs& args, const Images& images,
                      int threads) {
-  Planned parallel(too_small_to_share(layer, images) ? 1 : threads);
-  return layer.strategy == Strategy::kDepthwise
-             ? depthwise_scratch(layer, kernels(), args, images, parallel)
-             : product_scratch(layer, kernels(), args, images, parallel);
+  size_t most = 0;
+  for (int t = 1; t <= (too_small_to_share(layer, images) ? 1 : threads); ++t) {
+    Planned parallel(t);
+    most = std::max(most, layer.strategy == Strategy::kDepthwise
+                              ? depthwise_scratch(layer, kernels(), args, images, parallel)
+                              : product_scratch(layer, kernels(), args, images, parallel));
+  }
+  return most;
 }
 
 Images conv2d_images(const PackedLayer& layer, int64_t n, int64_t h, int64_t w) {
@@ -137,6 +143,12 @@ size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_t x_stride, 
 size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h, int64_t w, int threads) {
   const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
   return scratch_bytes(layer, args, conv2d_images(layer, n, h, w), threads);
+}
+
+bool conv2d_uses_winograd(const OpArgs& args, int64_t n, int64_t h, int64_t w) {
+  const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
+  return layer.winograd != 0 &&
+         uses_winograd(layer, kernels(), args, conv2d_images(layer, n, h, w));
 }
 
 void quantize(const float* x, int64_t count, const Quantization& q, int8_t* out) {

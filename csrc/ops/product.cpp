@@ -9,6 +9,7 @@
 #include "ops/product_rows.h"
 #include "ops/strips.h"
 #include "ops/tasks.h"
+#include "ops/winograd.h"
 
 namespace defakeq {
 
@@ -31,17 +32,18 @@ class Product {
         parallel_(parallel),
         gemv_(uses_gemv()),
         activations_(layer, kernels, args, images, true, gemv_ ? 4 * kPlaneSteps : 4),
-        rows_(layer, kernels, images, activations_),
+        tasks_(std::max(parallel.threads(), 1)),
+        chunk_(std::clamp<int64_t>(
+            kChunkBytes / std::max<int64_t>(activations_.bytes_per_image(), 1), 1, images.n)),
+        winograd_(layer, kernels, images, activations_, chunk_, tasks_),
+        rows_(layer, kernels, images, activations_, !winograd_.pays()),
         halves_(layer, kernels, images, activations_),
-        strips_(layer, kernels, args, rows_, gemv_, halves_.apply()) {
-    tasks_ = std::max(parallel.threads(), 1);
-    chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(activations_.bytes_per_image(), 1),
-                                 1, images.n);
-    rows_per_image_ = images_.out_h * images_.out_w;
-  }
+        strips_(layer, kernels, args, rows_, winograd_, gemv_, halves_.apply()),
+        rows_per_image_(images_.out_h * images_.out_w) {}
 
   void place(Arena& arena);
   void run();
+  bool uses_winograd() const { return winograd_.pays(); }
 
  private:
   bool uses_gemv() const {
@@ -55,6 +57,10 @@ class Product {
   int64_t half_slots() const { return int64_t{layer_.blocks - layer_.int_blocks} * kBlock; }
   void run_chunk(int64_t first, int64_t count, float tensor_scale);
   int64_t rows_at_once() const;
+  // Tasks share units of rows.
+  int64_t units() const;
+  int64_t row_of(int64_t unit) const;
+  int64_t units_at_once(int64_t units) const;
   void run_by_rows();
   void run_by_strips();
   void run_strips(int64_t first, int64_t last);
@@ -71,11 +77,13 @@ class Product {
   Parallel& parallel_;
   bool gemv_;
   Activations activations_;
-  int tasks_ = 1;
+  int tasks_;
+  int64_t chunk_;
+  Winograd winograd_;
   ProductRows rows_;
   HalfOutputs halves_;
   Strips strips_;
-  int64_t chunk_ = 1, rows_per_image_ = 1, m_ = 0;
+  int64_t rows_per_image_, m_ = 0;
   bool by_rows_ = true;  // how the tasks share the running chunk
 
   // scratch
@@ -98,6 +106,7 @@ void Product::place(Arena& arena) {
   activations_.place(arena, chunk_, tasks_);
   rows_.place(arena, chunk_, tasks_);
   strips_.place(arena, m, tasks_);
+  if (winograd_.pays()) winograd_.place(arena);
   if (halves_.apply()) {
     halves_.place(arena, chunk_, tasks_);
     if (layer_.half_inputs > 0) half_bias_ = arena.take<float>(m * half_slots());
@@ -107,7 +116,11 @@ void Product::place(Arena& arena) {
     // By strips all rows are there at once, by rows those that a task has in hand.
     const int64_t share = ((m + kTileRows - 1) / kTileRows + tasks_ - 1) / tasks_ * kTileRows;
     slot_rows_ = std::min(rows_at_once(), share);
-    const int64_t rows = std::max(slot_rows_ * tasks_, std::min(m, kRowsATask * tasks_));
+    int64_t rows = std::max(slot_rows_ * tasks_, std::min(m, kRowsATask * tasks_));
+    if (winograd_.pays()) {
+      slot_rows_ = winograd_.rows_at_once();
+      rows = winograd_.by_rows() ? slot_rows_ * tasks_ : m;
+    }
     first_in_hand_ = arena.take<int64_t>(tasks_ * int64_t{8});
     slots_out_ = arena.take<char>(rows * layer_.slots() * size_of(layer_.out_dtype));
     if (args_.residual != nullptr) {
@@ -166,37 +179,56 @@ int64_t Product::rows_at_once() const {
   return std::max(kCacheBytes / row, 2 * kRowsATask) / kTileRows * kTileRows;
 }
 
+int64_t Product::units() const {
+  return winograd_.pays() ? winograd_.lines(m_ / rows_per_image_)
+                          : (m_ + kTileRows - 1) / kTileRows;
+}
+
+int64_t Product::row_of(int64_t unit) const {
+  return winograd_.pays() ? winograd_.row_of(unit) : std::min(unit * kTileRows, m_);
+}
+
+// Of `units` that a task has.
+int64_t Product::units_at_once(int64_t units) const {
+  if (winograd_.pays()) return winograd_.lines_at_once(units);
+  return (may_use_slots() ? slot_rows_ : rows_at_once()) / kTileRows;
+}
+
 // A task has rows of its own and runs all strips over them.
 void Product::run_by_rows() {
-  const int64_t step = may_use_slots() ? slot_rows_ : rows_at_once();
-  for_tasks(parallel_, (m_ + kTileRows - 1) / kTileRows,
-            [&](int64_t task, int64_t first, int64_t last) {
-              const int64_t end = std::min(last * kTileRows, m_);
-              for (int64_t row0 = first * kTileRows; row0 < end;) {
-                const int64_t row1 = row0 + std::min(step, end - row0);
-                if (may_use_slots()) first_in_hand_[task * 8] = row0;
-                rows_.find(row0, row1);
-                rows_.sum(row0, row1);
-                gather_residual_rows(task, row0, row1);
-                const RowsOut to = place_of(task, row0);
-                for (int64_t s = 0; s < strips_.count(); ++s) strips_.run(task, s, row0, row1, to);
-                scatter_out_rows(task, row0, row1);
-                row0 = row1;
-              }
-            });
+  for_tasks(parallel_, units(), [&](int64_t task, int64_t first, int64_t last) {
+    const int64_t step = units_at_once(last - first);
+    for (int64_t begin = first; begin < last;) {
+      const int64_t end = begin + std::min(step, last - begin);
+      const int64_t row0 = row_of(begin), row1 = row_of(end);
+      if (may_use_slots()) first_in_hand_[task * 8] = row0;
+      rows_.find(row0, row1);
+      rows_.sum(row0, row1);
+      if (winograd_.pays()) winograd_.load(task, begin, end);
+      gather_residual_rows(task, row0, row1);
+      const RowsOut to = place_of(task, row0);
+      for (int64_t s = 0; s < strips_.count(); ++s) strips_.run(task, s, row0, row1, to);
+      scatter_out_rows(task, row0, row1);
+      begin = end;
+    }
+  });
 }
 
 // Strips [first, last) of all rows, shared by the tasks.
 void Product::run_strips(int64_t first, int64_t last) {
   const int64_t strips = last - first;
   if (strips <= 0) return;
-  const int64_t parts =
-      std::clamp<int64_t>((4 * tasks_ + strips - 1) / strips, 1, (m_ + kTileRows - 1) / kTileRows);
+  // Winograd's weights are transformed for every part: there are no more of them than it takes.
+  const int64_t wanted = winograd_.pays() ? tasks_ : 4 * tasks_;
+  const int64_t parts = std::clamp<int64_t>((wanted + strips - 1) / strips, 1, units());
+  const auto cut = [&](int64_t part) {
+    return winograd_.pays() ? row_of(units() * part / parts) : m_ * part / parts;
+  };
   for_tasks(parallel_, strips * parts, [&](int64_t task, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       // adjacent parts of one strip run as one
       const int64_t strip = i / parts, next = std::min(end, (strip + 1) * parts);
-      const int64_t row0 = m_ * (i % parts) / parts, row1 = m_ * (next - strip * parts) / parts;
+      const int64_t row0 = cut(i % parts), row1 = cut(next - strip * parts);
       strips_.run(task, first + strip, row0, row1, place_of(task, row0));
       i = next;
     }
@@ -206,6 +238,7 @@ void Product::run_strips(int64_t first, int64_t last) {
 // A task has strips of its own; rows are cut only when there are too few strips.
 void Product::run_by_strips() {
   rows_.find(0, m_);
+  if (winograd_.pays()) winograd_.load_shared(m_ / rows_per_image_, parallel_);
   for_tasks(parallel_, m_, [&](int64_t task, int64_t begin, int64_t end) {
     rows_.sum(begin, end);
     gather_residual_rows(task, begin, end);
@@ -251,6 +284,10 @@ void Product::run_chunk(int64_t first, int64_t count, float tensor_scale) {
   if (!strips_.in_place()) used_fill_ = scatter_fill(layer_, args_.table, fill_);
   strips_.start(post_, tasks_);
   by_rows_ = tasks_ == 1 || m_ >= kRowsATask * tasks_;
+  if (winograd_.pays()) {
+    winograd_.start();
+    by_rows_ = winograd_.by_rows();
+  }
   if (by_rows_) {
     run_by_rows();
   } else {
@@ -280,6 +317,12 @@ size_t product_scratch(const PackedLayer& layer, const KernelTable& kernels, con
   Arena sizes;
   product.place(sizes);
   return sizes.used();
+}
+
+bool uses_winograd(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                   const Images& images) {
+  Serial serial;
+  return Product(layer, kernels, args, images, serial).uses_winograd();
 }
 
 void run_product(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,

@@ -21,4 +21,8 @@ size_t product_scratch(const PackedLayer& layer, const KernelTable& kernels, con
 size_t depthwise_scratch(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
                          const Images& images, Parallel& parallel);
 
+// Whether run_product multiplies by Winograd.
+bool uses_winograd(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
+                   const Images& images);
+
 }  // namespace defakeq

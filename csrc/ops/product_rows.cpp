@@ -25,7 +25,7 @@ void ProductRows::place(Arena& arena, int64_t chunk, int tasks) {
     halves = arena.take<const float*>(rows);
     half_tap_offset = arena.take<int64_t>(layer_.taps);
   }
-  if (layer_.int_blocks > 0 && !weight_only) {
+  if (makes_sums_ && layer_.int_blocks > 0 && !weight_only) {
     sums_ = arena.take<int32_t>(rows * std::max(layer_.groups, layer_.pieces));
     if (window_sums_.pays()) window_sums_.place(arena, chunk, tasks);
   }

@@ -159,6 +159,21 @@ const float* Strips::half_chain(int64_t task, const Strip& strip, int64_t row0, 
   return sums;
 }
 
+// The products of a strip, ended by finish_s8.
+void Strips::winograd(int64_t task, const Strip& strip, int64_t row0, int64_t row1, GemmS8Args& a) {
+  const uint8_t* codes = expanded(task, strip, false);
+  const int32_t* zero_point = layer_.at<int32_t>(layer_.zero_point) + int64_t{strip.first} * kBlock;
+  for (int i = 0; i < strip.count; ++i) {
+    winograd_.multiply(task, codes + i * layer_.padded_steps * 64, zero_point + i * kBlock, row0,
+                       row1, i);
+  }
+  a.sums = winograd_.sums(task, row0);
+  a.sums_stride = Winograd::kStripLanes;
+  // zero points are out already
+  a.zero_point = a.row_sum = winograd_.zeros();
+  kernels_.finish_s8(a);
+}
+
 void Strips::ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, const RowsOut& to) {
   const PackedBlock& b = block(strip.first);
   const int64_t slot = int64_t{strip.first} * kBlock, slots = layer_.slots();
@@ -172,7 +187,9 @@ void Strips::ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, 
   a.blocks = strip.count;
   a.bits = b.bits;
   a.planes = planes_ && b.bits < 8;
-  a.w = planes_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
+  if (!winograd_.pays()) {
+    a.w = planes_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
+  }
   a.w_stride = planes_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;
   a.bias = layer_.at<float>(layer_.bias) + slot;
   a.row_scale = rows_.scales_from(row0);
@@ -201,6 +218,10 @@ void Strips::ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, 
   };
   if (layer_.pieces == 1) {
     parameters(0);
+    if (winograd_.pays()) {
+      set_output(a, strip, to);
+      return winograd(task, strip, row0, row1, a);
+    }
     a.row_sum = rows_.sums_of(b.group) + row0;
     set_output(a, strip, to);
     call();

@@ -10,6 +10,7 @@
 #include "ops/arena.h"
 #include "ops/output_windows.h"
 #include "ops/product_rows.h"
+#include "ops/winograd.h"
 #include "pack/packed_layer.h"
 
 namespace defakeq {
@@ -26,13 +27,14 @@ class Strips {
  public:
   // halves_apart: half-precision outputs are none of the strips.
   Strips(const PackedLayer& layer, const KernelTable& kernels, const OpArgs& args,
-         const ProductRows& rows, bool gemv, bool halves_apart)
+         const ProductRows& rows, const Winograd& winograd, bool gemv, bool halves_apart)
       : layer_(layer),
         kernels_(kernels),
         args_(args),
         rows_(rows),
+        winograd_(winograd),
         gemv_(gemv),
-        planes_(gemv || reads_planes()),
+        planes_(gemv || (reads_planes() && !winograd.pays())),
         blocks_(halves_apart ? layer.int_blocks : layer.blocks) {}
 
   // Reserves scratch for m rows of each task.
@@ -72,6 +74,7 @@ class Strips {
   }
   const PackedBlock& block(int i) const { return layer_.at<PackedBlock>(layer_.block_table)[i]; }
 
+  void winograd(int64_t task, const Strip& strip, int64_t row0, int64_t row1, GemmS8Args& a);
   void ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, const RowsOut& to);
   void floats(int64_t task, const Strip& strip, int64_t row0, int64_t row1, const RowsOut& to);
   void patch(int64_t task, const Strip& strip, int64_t row0, int64_t row1, const RowsOut& to);
@@ -87,6 +90,7 @@ class Strips {
   const KernelTable& kernels_;
   const OpArgs& args_;
   const ProductRows& rows_;
+  const Winograd& winograd_;
   bool gemv_;
   bool planes_;  // codes are expanded by the kernel, not beforehand
   int blocks_;   // that the strips compute

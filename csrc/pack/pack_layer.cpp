@@ -97,6 +97,8 @@ class Packer {
   void write_parameters(char* blob);
   void write_weights(char* blob);
   void write_corrections(char* blob, const Block& b) const;
+  bool may_use_winograd() const;
+  bool sums_stay_small(const Block& b) const;
   void write_depthwise(char* blob, const Block& b);
   void write_floats(const Block& b, float* out) const;
   std::vector<int32_t> gather_from() const;
@@ -394,6 +396,29 @@ void Packer::write_corrections(char* blob, const Block& b) const {
   }
 }
 
+bool Packer::may_use_winograd() const {
+  return head_.merged_row != 0 && s_.kernel[0] == 3 && s_.kernel[1] == 3 && s_.stride[0] == 1 &&
+         s_.stride[1] == 1 && s_.dilation[0] == 1 && head_.int_blocks > 0;
+}
+
+// Whether |sum((m * code - zero) * x)| < 2^25 for all activations.
+bool Packer::sums_stay_small(const Block& b) const {
+  constexpr int64_t kMost = (int64_t{1} << 25) / 128 - 1;
+  for (size_t n = 0; n < b.rows.size(); ++n) {
+    const Row& r = b.rows[n];
+    if (r.is_hole()) continue;
+    const int m = multiplier(r.segment->bits), zero = zero_point_of(r, 1, 0);
+    const int64_t highest = int64_t{m} * ((1 << r.segment->bits) - 1) - zero;
+    const int64_t largest = std::max<int64_t>(std::abs(zero), std::abs(highest));
+    if (largest > 255) return false;
+    if (largest * shape_.reduction <= kMost) continue;
+    int64_t sum = 0;
+    for (int64_t i = 0; i < shape_.reduction; ++i) sum += std::abs(m * codes(n)[i] - zero);
+    if (sum > kMost) return false;
+  }
+  return true;
+}
+
 void Packer::write_depthwise(char* blob, const Block& b) {
   const PackedLayer& h = head_;
   const int kh = s_.kernel[0], kw = s_.kernel[1];
@@ -456,6 +481,7 @@ void Packer::write_floats(const Block& b, float* out) const {
 
 void Packer::write_weights(char* blob) {
   const PackedLayer& h = head_;
+  head_.winograd = may_use_winograd() ? 1 : 0;
   for (const Block& b : blocks_) {
     unpack(b);
     if (b.packed.bits == 16) {
@@ -464,6 +490,7 @@ void Packer::write_weights(char* blob) {
       write_depthwise(blob, b);
     } else {
       if (s_.act_mode == ActMode::kStatic) write_corrections(blob, b);
+      if (head_.winograd != 0 && !sums_stay_small(b)) head_.winograd = 0;
       const BlockCodes block = {codes_.data(), code_stride_, b.packed.lanes, h.taps, h.tap_length};
       write_planes(block, h.padded_steps, b.packed.bits,
                    reinterpret_cast<uint8_t*>(blob + b.packed.weight));

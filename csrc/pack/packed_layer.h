@@ -72,6 +72,7 @@ struct PackedLayer {
   int32_t needs_float_rows;  // some block reads the activations as float32
   int32_t dw_window;         // depthwise: some window factor is not 0
   int32_t segments;
+  int32_t winograd;  // 3x3 of stride 1 whose sums stay so small that Winograd's are exact
 
   int64_t block_table;    // PackedBlock[blocks]
   int64_t segment_table;  // SegmentInfo[segments]

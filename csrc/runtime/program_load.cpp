@@ -272,7 +272,7 @@ void Program::State::describe() {
     if (step.blob.data != nullptr) {
       n.weight_bytes = static_cast<int64_t>(step.blob.bytes + step.blob2.bytes);
       if (node.op != Op::kSqueezeExcite) {
-        n.kernel = layer_info(step.blob.data, step.blob.bytes).strategy + "__" + isa;
+        n.kernel = strategy_of(graph, step) + "__" + isa;
       }
     }
     n.shape = graph.values[static_cast<size_t>(node.out)].shape;

@@ -141,6 +141,16 @@ void run_squeeze_excite(const Caller& call, const Step& step, Parallel& parallel
 
 }  // namespace
 
+std::string strategy_of(const Graph& graph, const Step& step) {
+  const Caller call(graph, step, nullptr);
+  const Value& x = call.x();
+  if (step.node->op == Op::kConv2d &&
+      conv2d_uses_winograd(call.product(), 1, x.shape[0], x.shape[1])) {
+    return "winograd";
+  }
+  return layer_info(step.blob.data, step.blob.bytes).strategy;
+}
+
 void plan_scratch(const Graph& graph, int threads, Step* step) {
   const Node& node = *step->node;
   const Caller call(graph, *step, nullptr);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "defakeq/ops.h"
@@ -39,6 +40,9 @@ void plan_scratch(const Graph& graph, int threads, Step* step);
 
 // at[v]: where value v lies.
 void run_step(const Graph& graph, const Step& step, char* const* at, Parallel& parallel);
+
+// What a layer's kernel is called, for the selected instruction set.
+std::string strategy_of(const Graph& graph, const Step& step);
 
 int64_t macs_of(const Graph& graph, const Step& step, int64_t* skipped);
 

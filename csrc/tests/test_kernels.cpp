@@ -20,6 +20,7 @@
 
 #include "dispatch/cpu_features.h"
 #include "kernels/kernel_table.h"
+#include "kernels/winograd_args.h"
 #include "pack/shuffle_plan.h"
 
 namespace defakeq {
@@ -239,7 +240,25 @@ std::vector<uint8_t> arranged(const KernelTable& isa, const GemmS8Args& a,
   return codes;
 }
 
-// Checks gemm_s8 on arranged codes or planes, or gemv_s8 on planes.
+// The products alone of `a` with codes in order: [m][stride].
+std::vector<int32_t> products_of(const GemmS8Args& a, int64_t stride) {
+  std::vector<int32_t> sums(static_cast<size_t>((a.m - 1) * stride + a.blocks * kBlock));
+  for (int64_t r = 0; r < a.m; ++r) {
+    for (int n = 0; n < a.blocks * kBlock; ++n) {
+      const uint8_t* w = a.w + n / kBlock * a.w_stride + n % kBlock * 4;
+      int32_t& sum = sums[static_cast<size_t>(r * stride + n)];
+      for (int t = 0; t < a.taps; ++t) {
+        const int8_t* x = a.rows[r] + a.tap_offset[t];
+        for (int64_t k = 0; k < a.steps * 4; ++k) {
+          sum += w[(t * a.steps + k / 4) * 64 + k % 4] * x[k];
+        }
+      }
+    }
+  }
+  return sums;
+}
+
+// Checks gemm_s8 on arranged codes or planes, finish_s8 on their products, gemv_s8 on planes.
 void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bits) {
   const KernelTable& scalar = *kernel_table_scalar();
   GemmS8Args a{};
@@ -347,6 +366,19 @@ void check_product_s8(const KernelTable& isa, Random& random, bool gemv, int bit
   what << "bits=" << bits << (a.planes ? " planes" : "") << " m=" << a.m << " taps=" << a.taps
        << " steps=" << a.steps << " n=" << a.n << to_text(a.post);
   expect_same(expected, found, what.str());
+  if (planes) return;
+
+  GemmS8Args finish = a;
+  finish.sums_stride = lanes + random.one_of({0, 0, 16});
+  finish.w = w.data();
+  const std::vector<int32_t> products = products_of(finish, finish.sums_stride);
+  finish.sums = products.data();
+  finish.rows = nullptr;
+  finish.w = nullptr;
+  found = untouched(e.out_bytes);
+  finish.out = found.data();
+  isa.finish_s8(finish);
+  expect_same(expected, found, "finish_s8 " + what.str());
 }
 
 void check_gemm_s8(const KernelTable& isa, Random& random, int trial) {
@@ -800,6 +832,91 @@ void check_shuffle(const KernelTable& isa, Random& random, int) {
               "length=" + std::to_string(length) + " of " + std::to_string(src_length));
 }
 
+// The three steps of Winograd's products against direct ones. Activations are as large as the tiles
+// say they are, and every tile is at a corner of an image of its own.
+void check_winograd(const KernelTable& isa, Random& random, int) {
+  if (isa.winograd_products == nullptr) return;
+  const int64_t channels = random.between(1, random.one_of({9, 40, 100}));
+  const int64_t count = random.between(1, 2 * kWinogradTiles + 3);
+  const int64_t pixel_stride = channels + random.one_of({0, 0, 5});
+  std::vector<std::vector<int8_t>> images;
+  std::vector<WinogradTile> tiles;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const int lines = static_cast<int>(random.between(1, kWinogradOut));
+    const int columns = static_cast<int>(random.between(1, kWinogradOut));
+    // lines as far apart as the widest of them
+    images.push_back(random.integers<int8_t>(
+        ((lines + 1) * 6 + columns + 1) * pixel_stride + channels, -128, 127));
+    tiles.push_back({images.back().data(), lines + 2, columns + 2, lines, columns, rows});
+    rows += kWinogradOut * kWinogradOut;
+  }
+  const int64_t tap_steps = (3 * channels + 3) / 4, steps = (channels + 3) / 4;
+  std::vector<uint8_t> codes = random.integers<uint8_t>(3 * tap_steps * 64, 0, 255);
+  const std::vector<int32_t> zero_point = random.integers<int32_t>(kBlock, 0, 255);
+
+  WinogradInputArgs in{};
+  in.tiles = tiles.data();
+  in.count = count;
+  in.line_stride = 6 * pixel_stride;
+  in.pixel_stride = pixel_stride;
+  in.channels = channels;
+  in.tile_stride = (channels + kWinogradLanes - 1) / kWinogradLanes * kWinogradLanes;
+  in.position_stride = count * in.tile_stride + random.one_of({0, 32});
+  AlignedBytes v(static_cast<size_t>(kWinogradPositions * in.position_stride * 2));
+  in.v = reinterpret_cast<int16_t*>(v.data());
+  isa.winograd_input(in);
+  WinogradWeightArgs weights{};
+  weights.codes = codes.data();
+  weights.tap_steps = tap_steps;
+  weights.channels = channels;
+  weights.zero_point = zero_point.data();
+  weights.position_stride = steps * 64 + random.one_of({0, 32});
+  AlignedBytes u(static_cast<size_t>(kWinogradPositions * weights.position_stride * 2));
+  weights.u = reinterpret_cast<int16_t*>(u.data());
+  isa.winograd_weights(weights);
+  WinogradProductArgs products{};
+  products.v = in.v;
+  products.v_tile_stride = in.tile_stride;
+  products.v_position_stride = in.position_stride;
+  products.u = weights.u;
+  products.u_position_stride = weights.position_stride;
+  products.steps = steps;
+  products.tiles = tiles.data();
+  products.count = count;
+  AlignedBytes scratch(size_t{kWinogradPositions} * kWinogradTiles * kBlock * 4);
+  products.products = reinterpret_cast<int32_t*>(scratch.data());
+  products.out_stride = kBlock * random.one_of({1, 2});
+  products.width = kWinogradOut;
+  std::vector<uint8_t> found = untouched(rows * products.out_stride * 4), expected = found;
+  products.out = reinterpret_cast<int32_t*>(found.data());
+  isa.winograd_products(products);
+  EXPECT_FALSE(v.overrun());
+  EXPECT_FALSE(u.overrun());
+  EXPECT_FALSE(scratch.overrun());
+
+  auto* want = reinterpret_cast<int32_t*>(expected.data());
+  for (const WinogradTile& tile : tiles) {
+    for (int y = 0; y < tile.lines; ++y) {
+      for (int x = 0; x < tile.columns; ++x) {
+        for (int n = 0; n < kBlock; ++n) {
+          int32_t sum = 0;
+          for (int64_t k = 0; k < 9 * channels; ++k) {
+            const int64_t ky = k / (3 * channels), at = k % (3 * channels), kx = at / channels;
+            const int code =
+                codes[static_cast<size_t>((ky * tap_steps + at / 4) * 64 + n * 4 + at % 4)];
+            sum += (code - zero_point[static_cast<size_t>(n)]) *
+                   tile.x[(y + ky) * in.line_stride + (x + kx) * pixel_stride + at % channels];
+          }
+          want[(tile.row + y * kWinogradOut + x) * products.out_stride + n] = sum;
+        }
+      }
+    }
+  }
+  expect_same(expected, found,
+              "channels=" + std::to_string(channels) + " tiles=" + std::to_string(count));
+}
+
 // --- every kernel of every ISA ------------------------------------------------------------------
 
 struct Kernel {
@@ -826,8 +943,10 @@ constexpr Kernel kKernels[] = {
     {"shuffle", 300, check_shuffle},
 };
 // What some ISAs have behind the node kernels.
-constexpr Kernel kMore[] = {{"gemm_f32_turned", 800, check_gemm_f32_turned}};
-constexpr size_t kMoreKernels = 2;  // and turn_pixels
+constexpr Kernel kMore[] = {{"gemm_f32_turned", 800, check_gemm_f32_turned},
+                            {"winograd", 200, check_winograd}};
+// and turn_pixels; winograd has three; finish_s8 is checked with gemm_s8
+constexpr size_t kMoreKernels = 2 + 3 + 1;
 // From lookup on, test_nodes.cpp compares them through their operators.
 constexpr size_t kNodeKernels = 15;
 static_assert(offsetof(KernelTable, fuses_half_inputs) ==

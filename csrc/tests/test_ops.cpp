@@ -10,11 +10,15 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "defakeq/cpu_info.h"
 #include "defakeq/layer.h"
 #include "defakeq/ops.h"
+#include "dispatch/dispatch.h"
+#include "ops/product.h"
+#include "pack/packed_layer.h"
 
 namespace defakeq {
 namespace {
@@ -94,6 +98,11 @@ struct Case {
   }
   int64_t pieces() const { return spec.group_size == 0 ? 1 : taps() * pieces_per_tap(); }
   int64_t outputs() const { return n * out_h * out_w * spec.out_channels; }
+  void pack() {
+    blob_bytes = packed_layer_bytes(spec);
+    blob.reset(std::aligned_alloc(64, blob_bytes));
+    pack_layer(spec, blob.get(), blob_bytes);
+  }
 };
 
 void choose_geometry(Case& c, Random& random) {
@@ -260,13 +269,13 @@ Case make_case(unsigned seed) {
   choose_inputs(c, random);
   choose_weights(c, random);
   choose_data(c, random);
-  c.blob_bytes = packed_layer_bytes(c.spec);
-  c.blob.reset(std::aligned_alloc(64, c.blob_bytes));
-  pack_layer(c.spec, c.blob.get(), c.blob_bytes);
+  c.pack();
   return c;
 }
 
-std::vector<char> run(const Case& c, Parallel& parallel, const int8_t* table = nullptr) {
+// kernels: those that a convolution takes; null: the selected ones.
+std::vector<char> run(const Case& c, Parallel& parallel, const int8_t* table = nullptr,
+                      const KernelTable* kernels = nullptr) {
   const auto size =
       static_cast<size_t>(c.outputs()) * (c.spec.out_dtype == DType::kFloat32 ? sizeof(float) : 1);
   constexpr size_t kGuard = 64;
@@ -286,7 +295,10 @@ std::vector<char> run(const Case& c, Parallel& parallel, const int8_t* table = n
     a.residual_quantization = {0.03f, 5, 8};
   }
   GrowingScratch scratch;
-  if (c.spec.kind == LayerKind::kLinear) {
+  if (kernels != nullptr) {
+    const Images images = {c.n, c.h, c.w, c.spec.in_channels, c.out_h, c.out_w};
+    run_product(packed_layer(a.blob, a.blob_bytes), *kernels, a, images, parallel, scratch);
+  } else if (c.spec.kind == LayerKind::kLinear) {
     linear(a, c.n, c.spec.in_channels, parallel, scratch);
   } else {
     conv2d(a, c.n, c.h, c.w, parallel, scratch);
@@ -499,6 +511,103 @@ TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Random, Ops, ::testing::Range(0u, 10u));
+
+// A 3x3 convolution of stride 1 that is large enough for several bands and tasks now and then.
+Case make_winograd_case(unsigned seed) {
+  Random random{std::mt19937(seed)};
+  Case c;
+  choose_geometry(c, random);
+  LayerSpec& s = c.spec;
+  s.kind = LayerKind::kConv2d;
+  s.groups = 1;
+  s.in_channels = random.in(1, random.one_in(3) ? 110 : 40);
+  s.out_channels = random.in(1, 80);
+  c.n = random.in(1, 3);
+  const int most = random.one_in(5) ? 40 : 15;
+  for (int d = 0; d < 2; ++d) {
+    s.kernel[d] = 3;
+    s.stride[d] = s.dilation[d] = 1;
+    s.padding[d] = random.in(0, 3);
+  }
+  c.h = random.in(3, most);
+  c.w = random.in(3, most);
+  c.out_h = c.h + 2 * s.padding[0] - 2;
+  c.out_w = c.w + 2 * s.padding[1] - 2;
+  choose_numbers(c, random);
+  s.group_size = 0;
+  if (s.act_mode == ActMode::kNone) s.act_mode = ActMode::kStatic;
+  choose_inputs(c, random);
+  choose_weights(c, random);
+  choose_data(c, random);
+  c.pack();
+  return c;
+}
+
+TEST(Winograd, GivesTheBytesOfDirectProducts) {
+  int used = 0;
+  for (unsigned seed = 0; seed < 300; ++seed) {
+    const Case c = make_winograd_case(seed);
+    SCOPED_TRACE(describe(c, seed));
+    set_isa("scalar");
+    Serial serial;
+    const std::vector<char> want = run(c, serial);
+    std::vector<int8_t> table(256);
+    for (int q = 0; q < 256; ++q) table[static_cast<size_t>(q)] = static_cast<int8_t>(q * 37 + 11);
+    const bool takes_table =
+        c.spec.out_dtype == DType::kInt8 && c.spec.activation == Activation::kNone;
+    const std::vector<char> looked_up = takes_table ? run(c, serial, table.data()) : want;
+    for (const std::string& isa : tiers()) {
+      set_isa(isa.c_str());
+      if (kernels().winograd_products == nullptr) continue;
+      KernelTable always = kernels();
+      always.winograd = {1e-9f, 0.0f, 0.0f, 0.0f, 1.0f};
+      const PackedLayer& layer = packed_layer(c.blob.get(), c.blob_bytes);
+      OpArgs args;
+      args.x_dtype = c.int8_input ? DType::kInt8 : DType::kFloat32;
+      used +=
+          uses_winograd(layer, always, args, {c.n, c.h, c.w, c.spec.in_channels, c.out_h, c.out_w});
+      for (const int threads : {1, 2, 3}) {
+        Threads parallel(threads);
+        ASSERT_EQ(run(c, parallel, nullptr, &always), want) << isa << ", " << threads << " threads";
+        if (!takes_table) continue;
+        ASSERT_EQ(run(c, parallel, table.data(), &always), looked_up)
+            << isa << ", " << threads << " threads, table";
+      }
+    }
+    set_isa(nullptr);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_TRUE(used > 200 || kernels().winograd_products == nullptr) << used;
+}
+
+// Winograd's sums are exact below 2^25: 128 * sum|code - zero_point| decides.
+TEST(Winograd, IsRefusedWhereSumsMayBeTooLarge) {
+  for (const auto& [channels, code, allowed] :
+       {std::tuple{114, 255, true}, {115, 255, false}, {300, 255, false}, {300, 64, true}}) {
+    LayerSpec spec;
+    spec.kind = LayerKind::kConv2d;
+    spec.in_channels = channels;
+    spec.out_channels = 2;
+    spec.kernel[0] = spec.kernel[1] = 3;
+    const std::vector<uint8_t> codes(static_cast<size_t>(2 * 9 * channels),
+                                     static_cast<uint8_t>(code));
+    const std::vector<int32_t> index = {0, 1}, zero_point = {0, 0};
+    const std::vector<float> scale = {1.0f, 1.0f};
+    SegmentSpec segment;
+    segment.bits = 8;
+    segment.count = 2;
+    segment.out_index = index.data();
+    segment.codes = codes.data();
+    segment.scale = scale.data();
+    segment.zero_point = zero_point.data();
+    spec.segments = {segment};
+    spec.act_mode = ActMode::kStatic;
+    const size_t bytes = packed_layer_bytes(spec);
+    const std::unique_ptr<void, Free> blob(std::aligned_alloc(64, bytes));
+    pack_layer(spec, blob.get(), bytes);
+    EXPECT_EQ(packed_layer(blob.get(), bytes).winograd != 0, allowed) << channels << " " << code;
+  }
+}
 
 // The epilogues of networks (int8 without or with relu, a table) over square depthwise kernels.
 TEST(Ops, DepthwiseKernelsAgreeOnEveryIsa) {

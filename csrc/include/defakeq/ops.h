@@ -62,6 +62,10 @@ DEFAKEQ_API size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_
 DEFAKEQ_API size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h, int64_t w,
                                         int threads);
 
+// Whether conv2d takes Winograd's F(4x4, 3x3) instead of the direct products: where the selected
+// instruction set is expected to be faster so. The results are the same.
+DEFAKEQ_API bool conv2d_uses_winograd(const OpArgs& args, int64_t n, int64_t h, int64_t w);
+
 // Output size of one spatial dimension; <= 0 when the kernel does not fit.
 DEFAKEQ_API int64_t conv_out_size(int64_t in, int32_t kernel, int32_t stride, int32_t padding,
                                   int32_t dilation);

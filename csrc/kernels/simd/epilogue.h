@@ -127,4 +127,16 @@ DQ_INLINE void finish_acc(const GemmS8Args& a, int64_t row, int block,
   finish_block<V>(a.post, a.out, a.out_stride, row, col, left < kBlock ? left : kBlock, y);
 }
 
+template <class V>
+void finish_sums(const GemmS8Args& a) {
+  for (int64_t row = 0; row < a.m; ++row) {
+    for (int b = 0; b < a.blocks; ++b) {
+      const int32_t* sums = a.sums + row * a.sums_stride + b * kBlock;
+      typename V::I acc[kBlock / V::W];
+      for (int i = 0; i < kBlock / V::W; ++i) acc[i] = V::load_i(sums + i * V::W);
+      finish_acc<V>(a, row, b, acc);
+    }
+  }
+}
+
 }  // namespace defakeq::simd

@@ -3,6 +3,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/simd/elementwise.h"
+#include "kernels/simd/epilogue.h"
 #include "kernels/simd/gemm_f32.h"
 #include "kernels/simd/nchw.h"
 #include "kernels/simd/normalize.h"
@@ -16,6 +17,7 @@ template <class V>
 constexpr KernelTable shared_kernels(const char* isa) {
   KernelTable table{};
   table.isa = isa;
+  table.finish_s8 = finish_sums<V>;
   table.dw_f32 = dw_f32<V>;
   table.codes_to_f32 = codes_to_f32<V>;
   table.quantize = quantize<V>;

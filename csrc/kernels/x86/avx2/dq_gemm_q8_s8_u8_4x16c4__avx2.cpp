@@ -297,4 +297,15 @@ void gemm_s8(const GemmS8Args& a) {
   }
 }
 
+void finish_s8(const GemmS8Args& a) {
+  const Finish how = finish_of(a);
+  for (int64_t row = 0; row < a.m; ++row) {
+    for (int b = 0; b < a.blocks; ++b) {
+      const int32_t* sums = a.sums + row * a.sums_stride + b * kBlock;
+      const __m256i acc[1][kParts] = {{Vec::load_i(sums), Vec::load_i(sums + Vec::W)}};
+      finish<1>(a, how, row, b, acc);
+    }
+  }
+}
+
 }  // namespace defakeq::avx2

@@ -390,9 +390,18 @@ DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int 
   _mm512_store_si512(pairs, row_pairs(a.row_sum + row, R));
   asm("" : "+m"(pairs));
   if (a.windows != nullptr) ask_for_windows<R>(a, row);
-  simd::with_bits(a.planes ? a.bits : 8, [&]<int kBits>() __attribute__((always_inline)) {
-    add_products<kBits, kAhead, R, NB>(a, row, first_block, acc);
-  });
+  if (a.sums != nullptr) {
+    const int32_t* from = a.sums + row * a.sums_stride + col;
+#pragma GCC unroll 16
+    for (int i = 0; i < R * NB; ++i) {
+      acc[i / NB][i % NB] = _mm512_add_epi32(
+          acc[i / NB][i % NB], _mm512_loadu_si512(from + i / NB * a.sums_stride + i % NB * kBlock));
+    }
+  } else {
+    simd::with_bits(a.planes ? a.bits : 8, [&]<int kBits>() __attribute__((always_inline)) {
+      add_products<kBits, kAhead, R, NB>(a, row, first_block, acc);
+    });
+  }
   switch (shared.finish) {
     case Finish::kBytes:
       return finish_tile<R, NB, Finish::kBytes>(a, shared, row, col, bias, pairs, acc);

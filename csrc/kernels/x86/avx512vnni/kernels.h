@@ -3,6 +3,7 @@
 #include "kernels/isa_kernels.h"
 
 DQ_DECLARE_ISA_KERNELS(avx512vnni);
+DQ_DECLARE_WINOGRAD(avx512vnni);
 
 namespace defakeq::avx512vnni {
 

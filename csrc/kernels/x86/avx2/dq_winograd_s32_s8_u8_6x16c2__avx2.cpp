@@ -1,0 +1,106 @@
+// vpmaddwd takes two channels of 8 outputs at a time: transformed weights in memory, transformed
+// activations broadcast from it.
+#include "kernels/simd/winograd.h"
+#include "kernels/x86/avx2/kernels.h"
+#include "kernels/x86/avx2/vec.h"
+
+namespace defakeq::avx2 {
+
+namespace {
+
+constexpr int kParts = kBlock / Vec::W;
+
+struct Winograd {
+  using Vec = defakeq::Vec;
+  using Short = __m256i;
+  static constexpr int kShorts = 16;
+  static constexpr int kTiles = 6;
+
+  static Short zero() { return _mm256_setzero_si256(); }
+  static Short load(const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Short load_part(const int8_t* p, int64_t n) {
+    int8_t bytes[kShorts] = {};
+    std::memcpy(bytes, p, static_cast<size_t>(n));
+    return load(bytes);
+  }
+  static void store(int16_t* p, Short v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static Short add(Short a, Short b) { return _mm256_add_epi16(a, b); }
+  static Short sub(Short a, Short b) { return _mm256_sub_epi16(a, b); }
+  template <int kBits>
+  static Short shl(Short a) {
+    return _mm256_slli_epi16(a, kBits);
+  }
+  static void store_i(int32_t* p, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+  template <int kBits>
+  static __m256i sra(__m256i v) {
+    return _mm256_srai_epi32(v, kBits);
+  }
+
+  // Channels 0 and 1 of each output, 2 and 3 of each.
+  static void load_codes(const uint8_t* step, Short (&q)[4]) {
+    const __m256i first =
+        _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0, -1, 1, -1, 4,
+                         -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+    const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi16(2));
+    for (int i = 0; i < kParts; ++i) {
+      const __m256i v = Vec::load_i(step + i * 32);
+      q[i] = _mm256_shuffle_epi8(v, first);
+      q[kParts + i] = _mm256_shuffle_epi8(v, second);
+    }
+  }
+  static void load_zero_points(const int32_t* zero_point, Short (&zero)[4]) {
+    for (int i = 0; i < kParts; ++i) {
+      const __m256i v = Vec::load_i(zero_point + i * Vec::W);
+      zero[i] = zero[kParts + i] =
+          _mm256_or_si256(_mm256_and_si256(v, Vec::set1_i(0xffff)), _mm256_slli_epi32(v, 16));
+    }
+  }
+
+  // [R][16] of one position.
+  template <int R>
+  DQ_MEMBER static void products(const int16_t* v, int64_t tile_stride, const int16_t* u,
+                                 int64_t steps, int32_t* out) {
+    constexpr int kBases = (R + 2) / 3;
+    const int64_t stride = tile_stride * 2;
+    const char* base[kBases];  // of three tiles, which x86 can address from it
+#pragma GCC unroll 4
+    for (int i = 0; i < kBases; ++i) base[i] = reinterpret_cast<const char*>(v) + 3 * i * stride;
+    __m256i acc[R][kParts];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (int64_t s = 0; s < steps; ++s, u += 4 * kBlock) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256i low = Vec::load_i(u + half * 32), high = Vec::load_i(u + half * 32 + 16);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          int32_t pair;
+          std::memcpy(&pair, base[r / 3] + r % 3 * stride + half * 4, sizeof(pair));
+          const __m256i x = _mm256_set1_epi32(pair);
+          acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(low, x));
+          acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(high, x));
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kBases; ++i) {
+        base[i] += 8;
+        asm("" : "+r"(base[i]));  // a pointer of its own
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      store_i(out + r * kBlock, acc[r][0]);
+      store_i(out + r * kBlock + Vec::W, acc[r][1]);
+    }
+  }
+};
+
+}  // namespace
+
+DQ_DEFINE_WINOGRAD(Winograd);
+
+}  // namespace defakeq::avx2
