@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from program_builder import Builder
 
+from defakeq.bench.cli import HEAD
 from defakeq_kernels import dfq, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,12 +174,17 @@ def test_dq_run_prints_a_table_of_the_nodes(prefix, model, tmp_path):
     assert [row[1] for row in rows] == ["conv2d", "mean_rows", "binary"]
     shares = re.findall(r"([\d.]+)%", "\n".join(lines[1:4]))
     assert abs(sum(map(float, shares)) - 100) < 0.5
-    assert re.search(r"^loaded in [\d.]+ ms: read [\d.]+, packed [\d.]+ on 1 threads$", lines[4])
+    assert lines[4] == HEAD
+    network, plan, engine, threads, *numbers = lines[5].split()
+    assert (network, plan, engine, threads) == (model.stem, "file", "defakeq", "1")
+    assert len(numbers) == 5
+    assert all(float(number) >= 0 for number in numbers)
+    assert re.search(r"^loaded in [\d.]+ ms: read [\d.]+, packed [\d.]+ on 1 threads; ", lines[6])
     plain = run(prefix / "bin/dq_run", model, *saved(tmp_path, 2), text=True).stdout.splitlines()
     assert plain[0] == lines[0]
     assert [line.split()[0] for line in plain[4:]] == ["y0", "y1"]
     timed = run(prefix / "bin/dq_run", model, *saved(tmp_path, 2), "--bench", text=True).stdout
-    assert timed.startswith("loaded in ")
+    assert timed.startswith(HEAD)
 
 
 def test_dq_run_refuses_by_name(prefix, model, tmp_path):

@@ -6,11 +6,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 #include "defakeq/program.h"
 
@@ -27,7 +32,7 @@ constexpr char kUsage[] =
     "              [--output out.npy ...]\n"
     "input.npy: float32, C order, [batch, ...]; one for each input of the program, in its order\n"
     "--output: where an output is written; the first is that of the first output, and so on\n"
-    "prints a table of the nodes and the outputs; with --bench how long loading and a run take\n"
+    "prints a table of the nodes and the outputs; with --bench the row of `defakeq bench model`\n"
     "instead of the table, which --profile adds\n";
 
 struct Options {
@@ -185,6 +190,40 @@ void print_profile(const Program& program, const std::vector<double>& seconds, d
   }
 }
 
+// Resident memory in bytes, 0 where the system does not say.
+double resident_bytes() {
+#if defined(__linux__)
+  std::ifstream file("/proc/self/statm");
+  double all = 0, resident = 0;
+  if (file >> all >> resident) return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
+#endif
+  return 0;
+}
+
+// What the first run of a process takes.
+struct First {
+  double seconds = 0, resident = 0;
+};
+
+// The columns of `defakeq bench model`, for an image.
+void print_bench(const Options& o, const Program& program, const First& first, double seconds) {
+  const auto& info = program.info();
+  int64_t macs = 0;
+  for (const NodeInfo& node : program.nodes()) macs += node.macs;
+  const std::filesystem::path file = o.model;
+  std::printf("%-24s %-8s %-20s %7s %10s %9s %8s %9s %8s\n", "network", "plan", "engine", "threads",
+              "ms", "size_mb", "rss_mb", "first_ms", "gmacs");
+  std::printf("%-24s %-8s %-20s %7d %10.4f %9.3f %8.1f %9.2f %8.2f\n", file.stem().c_str(), "file",
+              "defakeq", program.threads(), seconds * 1e3,
+              static_cast<double>(std::filesystem::file_size(file)) * 1e-6, first.resident * 1e-6,
+              (info.load_seconds + first.seconds) * 1e3,
+              static_cast<double>(macs) / seconds * 1e-9);
+  std::printf(
+      "loaded in %.1f ms: read %.1f, packed %.1f on %d threads; weights %.2f MB, arena %.2f MB\n",
+      info.load_seconds * 1e3, info.read_seconds * 1e3, info.pack_seconds * 1e3, program.threads(),
+      static_cast<double>(info.packed_bytes) * 1e-6, static_cast<double>(info.arena_bytes) * 1e-6);
+}
+
 void run(const Options& o) {
   Program program = Program::load(o.model, o.threads);
   const auto& ports = program.inputs();
@@ -226,7 +265,13 @@ void run(const Options& o) {
   std::vector<const float*> in;
   for (const Array& x : arrays) in.push_back(x.data.data());
   std::vector<double> seconds(program.nodes().size()), times;
-  if (o.bench) program.run(in.data(), out.data(), batch);
+  First first;
+  if (o.bench) {
+    const Clock::time_point start = Clock::now();
+    program.run(in.data(), out.data(), batch);
+    first.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    first.resident = resident_bytes();
+  }
   for (int i = 0; i < o.repeat; ++i) {
     const Clock::time_point start = Clock::now();
     program.run(in.data(), out.data(), batch, o.profile ? seconds.data() : nullptr);
@@ -235,13 +280,8 @@ void run(const Options& o) {
   if (o.profile)
     print_profile(program, seconds, static_cast<double>(std::max<int64_t>(batch, 1)) * o.repeat);
   if (o.bench) {
-    const auto& info = program.info();
-    std::printf("loaded in %.1f ms: read %.1f, packed %.1f on %d threads\n",
-                info.load_seconds * 1e3, info.read_seconds * 1e3, info.pack_seconds * 1e3,
-                program.threads());
-    std::printf("weights %.2f MB, arena %.2f MB; %.3f ms a run\n",
-                static_cast<double>(info.packed_bytes) * 1e-6,
-                static_cast<double>(info.arena_bytes) * 1e-6, median(times) * 1e3);
+    print_bench(o, program, first,
+                median(times) / static_cast<double>(std::max<int64_t>(batch, 1)));
   }
   constexpr size_t kShown = 16;
   for (size_t i = 0; i < results.size(); ++i) {

@@ -20,6 +20,8 @@ def python_options(rootfs: Path) -> list[str]:
         "-DDEFAKEQ_PYTHON=ON",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         "-DPYBIND11_FINDPYTHON=ON",
+        # pybind11 would take another interpreter than last time for that of the target
+        "-UPYBIND11_PYTHON_EXECUTABLE_LAST",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DPython_INCLUDE_DIR={headers[-1]}",
         f"-DPYTHON_MODULE_EXTENSION=.cpython-{version}-aarch64-linux-gnu.so",

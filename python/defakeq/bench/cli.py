@@ -196,20 +196,21 @@ def latency(
     typer.echo(f"{json_file}: {len(table['layers'])} layers")
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+# The same line begins the table of `dq_run --bench`.
+HEAD = (
+    f"{'network':24} {'plan':8} {'engine':20} {'threads':>7} {'ms':>10} {'size_mb':>9} "
+    f"{'rss_mb':>8} {'first_ms':>9} {'gmacs':>8}"
+)
 
-    table = Table()
-    for column in rows[0] if rows else ():
-        is_text = column in ("network", "plan", "engine")
-        table.add_column(column, justify="left" if is_text else "right")
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    typer.echo(HEAD)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table)
+        typer.echo(
+            f"{row['network']:24} {row['plan']:8} {row['engine']:20} {row['threads']:7} "
+            f"{row['ms']:10.4f} {row['size_mb']:9.3f} {row['rss_mb']:8.1f} {row['first_ms']:9.2f} "
+            f"{row['gmacs']:8.2f}"
+        )
 
 
 def _print_nodes(network: str, nodes: list[dict[str, Any]]) -> None:
