@@ -79,8 +79,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], net
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as when the disk is full
+            error.filename = str(path)
         raise
 
 

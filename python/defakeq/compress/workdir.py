@@ -103,7 +103,10 @@ def write_whole(path: Path, content: bytes | Callable[[Any], None]) -> None:
         part.unlink(missing_ok=True)
         # torch reports a full disk as a RuntimeError without the file's name
         if isinstance(error, RuntimeError):
-            raise OSError(f"{path}: cannot be written ({error})") from error
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(f"{path}: cannot be written; {free} bytes are free there") from error
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -51,7 +51,10 @@ def read_folder(root: Path, split: str | None, frames: int | None, report: Repor
     for part, classes in chosen.items():
         for needed in _CLASSES:
             if needed not in classes:
-                raise ValueError(f"{root}: found no folder {needed!r} for the split {part!r}")
+                raise ValueError(
+                    f"{root}: found no folder {needed!r} for the split {part!r}; accepted is "
+                    "'real' and 'fake', or neither where labels are not needed"
+                )
         for label, folder in classes.items():
             samples.extend(_read_class(root, part, label, folder, frames, report))
     _compare_splits(parts, report)

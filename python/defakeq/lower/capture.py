@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from defakeq.lower.structure import Slot, Structure, called_with
 from defakeq.plan import QuantPlan
 
 Node = fx.Node
+_TORCH_LOG = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
 @dataclass
@@ -96,17 +101,31 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         ValueError: the model cannot be captured; the message has torch's reason.
     """
     args, kwargs = inputs
-    with warnings.catch_warnings():
+    # torch prints the whole graph before it raises
+    unseen = contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO())
+    level = _TORCH_LOG.level
+    with warnings.catch_warnings(), unseen[0], unseen[1]:
         warnings.simplefilter("ignore")
+        _TORCH_LOG.setLevel(logging.CRITICAL)
         try:
             program = torch.export.export(model, args, kwargs)
             program = program.run_decompositions({})
         except Exception as error:
             raise ValueError(
-                f"model: torch.export cannot capture it ({error}); accepted is a model without "
-                "control flow that depends on values"
+                f"model: torch.export cannot capture it ({_reason(error)}); accepted is a model "
+                "without control flow that depends on values"
             ) from error
+        finally:
+            _TORCH_LOG.setLevel(level)
     return _evaluate(program)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of torch's reason, and the model's own line where it names that."""
+    text = str(error).strip() or type(error).__name__
+    places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', text)
+    first = text.splitlines()[0].strip()
+    return f"{first}: {places[-1][0]}:{places[-1][1]}: {places[-1][2]}" if places else first
 
 
 def args_of(node: Node) -> tuple[Any, ...]:
