@@ -10,10 +10,10 @@ namespace defakeq {
 HalfChannels::HalfChannels(const PackedLayer& layer, const KernelTable& kernels,
                            const Images& images, const Activations& activations)
     : layer_(layer), kernels_(kernels), images_(images), activations_(activations) {
+  if (!layer.patched) return;
   const auto* block = layer.at<PackedBlock>(layer.block_table);
-  channels_ = 0;
   for (int b = layer.int_blocks; b < layer.blocks; ++b) channels_ += block[b].lanes;
-  const int64_t most = std::max<int64_t>(kBlock / std::max<int64_t>(channels_, 1), 1);
+  const int64_t most = std::max<int64_t>(kBlock / channels_, 1);
   band_rows_ = (images.out_h + most - 1) / most;
   bands_ = (images.out_h + band_rows_ - 1) / band_rows_;
   lanes_ = (channels_ * bands_ + kBlock - 1) / kBlock * kBlock;

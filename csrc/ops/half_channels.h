@@ -18,7 +18,7 @@ class HalfChannels {
                const Activations& activations);
 
   // Whether there are any that are computed so.
-  bool apply() const { return layer_.patched != 0 && channels_ > 0; }
+  bool apply() const { return channels_ > 0; }
   void place(Arena& arena, int tasks, DType residual);
   // Of one prepared image into the output's rows; post.residual has such rows too.
   void run(const Post& post, void* out, Parallel& parallel) const;
@@ -36,7 +36,7 @@ class HalfChannels {
   const KernelTable& kernels_;
   const Images& images_;
   const Activations& activations_;
-  int64_t channels_, bands_, band_rows_, lanes_, taps_;
+  int64_t channels_ = 0, bands_ = 1, band_rows_ = 0, lanes_ = 0, taps_ = 0;
   // scale, bias, weights of the lanes: [2 + taps][lanes], the weights a block of 16 at a time
   float* parameters_ = nullptr;
   // a task each
