@@ -153,12 +153,18 @@ def test_int8_to_int8_everywhere(name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["static", "none", "row", "tensor"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_with_pruned_and_half_precision_outputs(mode: str, stride: int) -> None:
+@pytest.mark.parametrize("halves", [None, 1, 3, 7, 19])
+def test_depthwise_with_pruned_and_half_precision_outputs(
+    mode: str, stride: int, halves: int | None
+) -> None:
     channels, h, w = 170, 9, 13
     rng = np.random.default_rng(stride)
     geometry = {"groups": channels, "padding": (1, 1), "stride": (stride, stride)}
-    # 4 bits, 8 bits, half precision or nothing
+    # 4 bits, 8 bits, half precision or nothing; or so many in half precision and none pruned
     widths = rng.choice([4, 8, 16, 0], channels, p=[0.2, 0.2, 0.2, 0.4])
+    if halves is not None:
+        widths = rng.choice([4, 8], channels)
+        widths[rng.choice(channels, halves, replace=False)] = 16
     weight = make_weight(rng, "conv2d", (channels, 1, 3, 3), widths, "random", "random", **geometry)
     shape = (2, h, w, channels)
     numbers = rng.standard_normal(shape).astype(np.float32)
@@ -166,9 +172,11 @@ def test_depthwise_with_pruned_and_half_precision_outputs(mode: str, stride: int
     if mode == "static":
         inputs.append(int8_of(rng, "extremes", shape, -128, 127))
     act = make_act(rng, mode, 8, "middle")
+    near = int8_of(rng, "random", (2, -(-h // stride), -(-w // stride), channels), -128, 127)
+    added = {"residual": near, "residual_scale": 0.03, "residual_zero_point": 5}
     for x in inputs:
-        for out in (None, ActQuant.static(-2.0, 5.0)):
-            case = Case(weight, act, "relu", out, x, None, {})
+        for out, residual in ((None, {}), (ActQuant.static(-2.0, 5.0), added if halves else {})):
+            case = Case(weight, act, "relu", out, x, None, residual)
             expected, blob = case.expected(), case.blob()
             with everywhere() as each:
                 for isa, threads in each():

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "ops/arena.h"
+#include "ops/half_channels.h"
 #include "ops/post.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
@@ -22,6 +23,7 @@ class Depthwise {
         images_(images),
         parallel_(parallel),
         activations_(layer, kernels, args, images, false, 1),
+        halves_(layer, kernels, images, activations_),
         tasks_(std::max(parallel.threads(), 1)) {}
 
   void place(Arena& arena);
@@ -32,6 +34,9 @@ class Depthwise {
   void run_rows(int64_t task, int64_t oy0, int64_t oy1);
   void run_channels(int64_t task, int64_t begin, int64_t end);
   DwS8Args int_args(int64_t task) const;
+  // Whether results lie at once where they belong.
+  bool in_place() const { return layer_.direct || layer_.patched; }
+  bool only_integers() const { return layer_.patched || layer_.blocks == layer_.int_blocks; }
 
   const PackedLayer& layer_;
   const KernelTable& kernels_;
@@ -39,6 +44,7 @@ class Depthwise {
   const Images& images_;
   Parallel& parallel_;
   Activations activations_;
+  HalfChannels halves_;
   int tasks_;
   char* kernel_scratch_ = nullptr;
   int64_t kernel_scratch_bytes_ = 0;
@@ -66,7 +72,7 @@ DwS8Args Depthwise::int_args(int64_t task) const {
   }
   a.pad_value = static_cast<int8_t>(layer_.act.zero_point);
   a.channels = int64_t{layer_.int_blocks} * kBlock;
-  if (layer_.direct) a.channels = std::min(a.channels, layer_.out_channels);
+  if (in_place()) a.channels = std::min(a.channels, layer_.out_channels);
   a.weight = layer_.at<int8_t>(layer_.dw_weight);
   a.correction = layer_.at<int32_t>(layer_.correction);
   a.window_factor = layer_.dw_window ? layer_.at<int32_t>(layer_.zero_point) : nullptr;
@@ -88,7 +94,8 @@ void Depthwise::place(Arena& arena) {
         static_cast<int64_t>((kernels_.dw_s8_scratch(int_args(0)) + 63) / 64 * 64);
     kernel_scratch_ = arena.take<char>(kernel_scratch_bytes_ * tasks_);
   }
-  if (!layer_.direct) {
+  if (halves_.apply()) halves_.place(arena, tasks_, args_.residual_dtype);
+  if (!in_place()) {
     const int64_t pixels = images_.out_h * images_.out_w;
     const int64_t values = pixels * layer_.slots();
     fill_ = arena.take<uint8_t>(fill_bytes(layer_));
@@ -107,7 +114,7 @@ void Depthwise::run_rows(int64_t task, int64_t oy0, int64_t oy1) {
     a.oy1 = oy1;
     kernels_.dw_s8(a);
   }
-  if (layer_.blocks == layer_.int_blocks) return;
+  if (only_integers()) return;
   const int64_t slot = int64_t{layer_.int_blocks} * kBlock;
   DwF32Args a{};
   a.x = activations_.float_base();
@@ -171,7 +178,7 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
   }
   out_ = final_out;
   out_stride_ = layer_.out_channels;
-  if (!layer_.direct) {
+  if (!in_place()) {
     out_ = slots_out_;
     out_stride_ = slots_pitch_;
     if (post_.residual != nullptr) {
@@ -181,8 +188,8 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
       post_.residual_stride = layer_.slots();
     }
   }
-  const int64_t strips = (layer_.slots() + kStrip - 1) / kStrip;
-  if (layer_.blocks == layer_.int_blocks && strips >= 2 * tasks_) {
+  const int64_t strips = (int64_t{layer_.int_blocks} * kBlock + kStrip - 1) / kStrip;
+  if (only_integers() && strips >= 2 * tasks_) {
     for_tasks(parallel_, strips, [&](int64_t task, int64_t begin, int64_t end) {
       run_channels(task, begin * kStrip, end * kStrip);
     });
@@ -192,7 +199,9 @@ void Depthwise::run_image(int64_t image, float tensor_scale) {
       run_rows(task, 2 * begin, std::min(2 * end, images_.out_h));
     });
   }
-  if (!layer_.direct) {
+  // Half-precision outputs overwrite what integer ones leave in their channels.
+  if (halves_.apply()) halves_.run(post_, final_out, parallel_);
+  if (!in_place()) {
     const uint8_t* fill = scatter_fill(layer_, args_.table, fill_);
     for_tasks(parallel_, pixels, [&](int64_t, int64_t begin, int64_t end) {
       scatter_rows(layer_, kernels_, fill, offset(out_, begin * out_stride_, layer_.out_dtype),

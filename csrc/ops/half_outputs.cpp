@@ -71,6 +71,11 @@ void LaneGrid::cut_lines() {
   const int64_t lanes_a_line = std::min<int64_t>(out_w_, kLanes);
   whole_ = lines_a_vector_ * lanes_a_line == kLanes && vectors_ * lanes_a_line == out_w_ &&
            lines_ * lines_a_vector_ == out_h_ && out_h_ * out_w_ == pixels_;
+  whole_lines_ = whole_ ? lines_ : 0;
+  // of pixels in a row, only the last line may lack some
+  if (flat_ && lines_a_vector_ == 1 && vectors_ * kLanes == out_w_ && !whole_) {
+    whole_lines_ = lines_ - 1;
+  }
   for (int l = 0; l < kLanes; ++l) {
     first_pixel_[l] = pixel(0, 0, l);
     first_output_[l] = static_cast<int32_t>(output(0, 0, l));
@@ -86,7 +91,7 @@ int64_t LaneGrid::pixel(int64_t input, int64_t column, int lane) const {
 }
 
 void LaneGrid::pixels(int64_t input, int64_t column, int64_t* pixel_of) const {
-  if (whole_) {
+  if (whole_ || input < whole_lines_) {
     const int64_t at = input * width_ + (adjacent_ ? column * kLanes * stride_[1] : column);
     for (int l = 0; l < kLanes; ++l) pixel_of[l] = first_pixel_[l] + at;
     return;
@@ -95,7 +100,7 @@ void LaneGrid::pixels(int64_t input, int64_t column, int64_t* pixel_of) const {
 }
 
 void LaneGrid::outputs(int64_t line, int64_t vector, int64_t first, int32_t* pixel_of) const {
-  if (whole_) {
+  if (line < whole_lines_) {
     const auto at =
         static_cast<int32_t>(first + line * out_w_ + (adjacent_ ? vector * kLanes : vector));
     for (int l = 0; l < kLanes; ++l) pixel_of[l] = first_output_[l] + at;

@@ -58,8 +58,9 @@ class LaneGrid {
   int64_t vectors_ = 1, lines_a_vector_ = 1, lines_ = 1, columns_ = 1, span_ = 1, at_once_ = 1;
   // Of each lane: which of the lines that share a vector, and where in it.
   int8_t part_[kLanes], at_[kLanes];
-  // Where all lanes have a pixel, those of line 0, vector 0.
+  // Where all lanes have a pixel, everywhere or in the first lines: those of line 0, vector 0.
   bool whole_ = false;
+  int64_t whole_lines_ = 0;
   int64_t first_pixel_[kLanes];
   int32_t first_output_[kLanes];
 };

@@ -120,17 +120,20 @@ class Packer {
 };
 
 // Where that takes no more blocks, integer outputs leave the half-precision ones' channels free, so
-// that every one is computed where it belongs. Returns whether they do.
+// that every one is computed where it belongs. Returns whether they do. Those of a depthwise layer
+// cost less than moving its channels about.
 bool Packer::leave_holes(std::vector<Row>* ints, const std::vector<Row>& halves) const {
   const auto blocks = [](size_t rows) { return (rows + kBlock - 1) / kBlock; };
   const auto outs = static_cast<size_t>(s_.out_channels);
-  if (shape_.depthwise || s_.groups > 1 || ints->empty() || halves.empty() ||
-      ints->size() + halves.size() != outs || blocks(ints->size()) != blocks(outs)) {
+  if (ints->empty() || halves.empty() || ints->size() + halves.size() != outs ||
+      (shape_.depthwise ? shape_.group_outputs != 1
+                        : s_.groups > 1 || blocks(ints->size()) != blocks(outs))) {
     return false;
   }
   std::vector<Row> all;
   for (const Row& r : *ints) {
-    if (r.segment != ints->front().segment || r.channel < static_cast<int64_t>(all.size())) {
+    if ((r.segment != ints->front().segment && !shape_.depthwise) ||
+        r.channel < static_cast<int64_t>(all.size())) {
       return false;
     }
     while (static_cast<int64_t>(all.size()) < r.channel) {
@@ -239,13 +242,14 @@ void Packer::plan() {
   for (size_t c = 0; c < channel_slot_.size(); ++c) {
     if (channel_slot_[c] != static_cast<int32_t>(c)) h.direct = 0;
   }
-  h.needs_float_rows = h.blocks > h.int_blocks || s_.act_mode == ActMode::kNone;
+  h.needs_float_rows = s_.act_mode == ActMode::kNone ||
+                       (h.blocks > h.int_blocks && !(shape_.depthwise && h.patched));
 
   // Inputs.
   if (shape_.depthwise) {
     h.stored_inputs = h.slots();
     in_index_ = gather_from();
-    bool identity = h.direct == 1 && shape_.group_outputs == 1;
+    bool identity = (h.direct == 1 || h.patched == 1) && shape_.group_outputs == 1;
     if (identity) in_index_.clear();
     if (identity) h.stored_inputs = s_.in_channels;
   } else {
@@ -428,6 +432,7 @@ void Packer::write_depthwise(char* blob, const Block& b) {
   auto* correction = reinterpret_cast<int32_t*>(blob + h.correction);
   for (size_t n = 0; n < b.rows.size(); ++n) {
     const Row& r = b.rows[n];
+    if (r.is_hole()) continue;
     const int m = multiplier(r.segment->bits);
     const int zero = zero_point_of(r, 1, 0);
     const int highest = m * ((1 << r.segment->bits) - 1);

@@ -23,8 +23,7 @@ DQ_INLINE __m512i zero_pairs(const int32_t* zero_point) {
                          _mm512_slli_epi32(negated, 16 + 7));
 }
 
-DQ_INLINE __m512i row_pairs(const int32_t* row_sum, int rows) {
-  const __m512i sums = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << rows) - 1), row_sum);
+DQ_INLINE __m512i row_pairs(__m512i sums) {
   return _mm512_or_si512(_mm512_and_si512(sums, _mm512_set1_epi32(127)),
                          _mm512_slli_epi32(_mm512_srli_epi32(sums, 7), 16));
 }
@@ -131,6 +130,8 @@ struct Shared {
   Finish finish;
   bool lowest;                 // whether the outputs' zero point is -128
   __m512i zero_point, floor;   // of the outputs, as 16 and 8 bits
+  bool one_zero;               // all weights have the same zero point
+  __m512i minus_zero;          // that one, negated
   __m512i pairs[kTileBlocks];  // zero_pairs
 
   Shared(const GemmS8Args& a, int col, int blocks)
@@ -139,8 +140,15 @@ struct Shared {
         zero_point(_mm512_set1_epi16(static_cast<int16_t>(a.post.zero_point))),
         // the real zero is the byte zero_point
         floor(_mm512_set1_epi8(
-            static_cast<char>(a.post.activation == Activation::kRelu ? a.post.zero_point : -128))) {
-    for (int b = 0; b < blocks; ++b) pairs[b] = zero_pairs(a.zero_point + col + b * kBlock);
+            static_cast<char>(a.post.activation == Activation::kRelu ? a.post.zero_point : -128))),
+        one_zero(true),
+        minus_zero(_mm512_set1_epi32(-a.zero_point[col])) {
+    for (int b = 0; b < blocks; ++b) {
+      const int32_t* zero = a.zero_point + col + b * kBlock;
+      pairs[b] = zero_pairs(zero);
+      const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(zero), minus_zero);
+      one_zero = one_zero && _mm512_test_epi32_mask(sum, sum) == 0;
+    }
   }
 };
 
@@ -183,8 +191,7 @@ DQ_INLINE __mmask16 lanes_left(const GemmS8Args& a, int at) {
 // locals, which no store of bytes may change.
 template <int R, int NB, Finish kFinish>
 DQ_INLINE void finish_tile(const GemmS8Args& a, const Shared& shared, int64_t row, int col,
-                           const Bias& of_rows, const int32_t (&pairs)[kBlock],
-                           const __m512i (&acc)[R][NB]) {
+                           const Bias& of_rows, const __m512i (&acc)[R][NB]) {
   const Post post = a.post;
   const int64_t stride = a.out_stride;
   const __mmask32 mask = columns_left<NB>(a, col);
@@ -224,8 +231,7 @@ DQ_INLINE void finish_tile(const GemmS8Args& a, const Shared& shared, int64_t ro
         continue;
       }
       const int r = (first + i) / NB, b = (first + i) % NB;
-      __m512 y = _mm512_cvtepi32_ps(
-          _mm512_dpwssd_epi32(acc[r][b], shared.pairs[b], _mm512_set1_epi32(pairs[r])));
+      __m512 y = _mm512_cvtepi32_ps(acc[r][b]);
       if constexpr (kFinish == Finish::kScaled) y = _mm512_mul_ps(y, _mm512_set1_ps(row_scale[r]));
       y = _mm512_fmadd_ps(y, scale[b],
                           kFinish == Finish::kBiased
@@ -364,9 +370,54 @@ DQ_INLINE void ask_for_windows(const GemmS8Args& a, int64_t row) {
   }
 }
 
+// What takes the zero points out, of rows [first, last): it is ready before a tile begins, and
+// broadcast from memory, which takes no arithmetic unit.
+void row_terms(const GemmS8Args& a, const Shared& shared, int64_t first, int64_t last,
+               int32_t* terms) {
+  if (shared.finish == Finish::kGeneral) return;
+  for (int64_t row = first; row < last; row += kBlock) {
+    const auto there =
+        static_cast<__mmask16>(last - row >= kBlock ? 0xffff : (1 << (last - row)) - 1);
+    const __m512i sums = _mm512_maskz_loadu_epi32(there, a.row_sum + row);
+    _mm512_storeu_si512(terms + (row - first), shared.one_zero
+                                                   ? _mm512_mullo_epi32(sums, shared.minus_zero)
+                                                   : row_pairs(sums));
+  }
+}
+
+// What the products are added to: corrections, less the zero points' part where that is not left to
+// finish_units.
+template <int R, int NB>
+DQ_INLINE void begin(const GemmS8Args& a, const Shared& shared, int first_block,
+                     const int32_t* terms, __m512i (&acc)[R][NB]) {
+  __m512i correction[NB];
+#pragma GCC unroll 2
+  for (int b = 0; b < NB; ++b) {
+    correction[b] = _mm512_loadu_si512(a.correction + (first_block + b) * kBlock);
+  }
+  const auto each = [&](auto&& first) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int b = 0; b < NB; ++b) acc[r][b] = first(r, b);
+    }
+  };
+  if (shared.finish == Finish::kGeneral) {
+    each([&](int, int b) { return correction[b]; });
+  } else if (shared.one_zero) {
+    each(
+        [&](int r, int b) { return _mm512_add_epi32(correction[b], _mm512_set1_epi32(terms[r])); });
+  } else {
+    each([&](int r, int b) {
+      return _mm512_dpwssd_epi32(correction[b], shared.pairs[b], _mm512_set1_epi32(terms[r]));
+    });
+  }
+}
+
 // kAhead: asks for the weights of the next blocks meanwhile.
 template <int R, int NB, bool kAhead = false>
-DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int first_block) {
+DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int first_block,
+                    const int32_t* terms) {
   const int col = first_block * kBlock;
   alignas(64) float sums[R * NB * kBlock];
   Bias bias{a.bias + col, 0};
@@ -377,18 +428,7 @@ DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int 
     bias = {a.row_bias + row * a.row_bias_stride + col, a.row_bias_stride};
   }
   __m512i acc[R][NB];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; ++b) {
-      acc[r][b] = _mm512_loadu_si512(a.correction + (first_block + b) * kBlock);
-    }
-  }
-  // Made before the products, which hide it, and broadcast from memory, which takes no arithmetic
-  // unit.
-  alignas(64) int32_t pairs[kBlock];
-  _mm512_store_si512(pairs, row_pairs(a.row_sum + row, R));
-  asm("" : "+m"(pairs));
+  begin<R, NB>(a, shared, first_block, terms, acc);
   if (a.windows != nullptr) ask_for_windows<R>(a, row);
   if (a.sums != nullptr) {
     const int32_t* from = a.sums + row * a.sums_stride + col;
@@ -404,15 +444,15 @@ DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int 
   }
   switch (shared.finish) {
     case Finish::kBytes:
-      return finish_tile<R, NB, Finish::kBytes>(a, shared, row, col, bias, pairs, acc);
+      return finish_tile<R, NB, Finish::kBytes>(a, shared, row, col, bias, acc);
     case Finish::kResidual:
-      return finish_tile<R, NB, Finish::kResidual>(a, shared, row, col, bias, pairs, acc);
+      return finish_tile<R, NB, Finish::kResidual>(a, shared, row, col, bias, acc);
     case Finish::kFloat:
-      return finish_tile<R, NB, Finish::kFloat>(a, shared, row, col, bias, pairs, acc);
+      return finish_tile<R, NB, Finish::kFloat>(a, shared, row, col, bias, acc);
     case Finish::kScaled:
-      return finish_tile<R, NB, Finish::kScaled>(a, shared, row, col, bias, pairs, acc);
+      return finish_tile<R, NB, Finish::kScaled>(a, shared, row, col, bias, acc);
     case Finish::kBiased:
-      return finish_tile<R, NB, Finish::kBiased>(a, shared, row, col, bias, pairs, acc);
+      return finish_tile<R, NB, Finish::kBiased>(a, shared, row, col, bias, acc);
     case Finish::kGeneral:
       break;
   }
@@ -428,20 +468,29 @@ DQ_INLINE void tile(const GemmS8Args& a, const Shared& shared, int64_t row, int 
 constexpr int64_t kFewRows = 256;
 
 template <int R>
-[[gnu::noinline]] void first_tile(const GemmS8Args& a, const Shared& shared, int block) {
-  tile<R, 2, true>(a, shared, 0, block);
+[[gnu::noinline]] void first_tile(const GemmS8Args& a, const Shared& shared, int block,
+                                  const int32_t* terms) {
+  tile<R, 2, true>(a, shared, 0, block, terms);
 }
+
+// Rows whose terms are made at once.
+constexpr int64_t kTermRows = 512;
 
 template <int NB>
 void strip(const GemmS8Args& a, int block) {
   const Shared shared(a, block * kBlock, NB);
   const bool ahead = a.m <= kFewRows && a.taps == 1;
-  simd::for_tiles<kTileRows>(a.m, [&]<int R>(int64_t row) {
-    if constexpr (NB == 2 && R >= 7) {
-      if (ahead && row == 0) return first_tile<R>(a, shared, block);
-    }
-    tile<R, NB>(a, shared, row, block);
-  });
+  alignas(64) int32_t terms[kTermRows];
+  for (int64_t first = 0; first < a.m; first += kTermRows) {
+    const int64_t last = a.m - first < kTermRows ? a.m : first + kTermRows;
+    row_terms(a, shared, first, last, terms);
+    simd::for_tiles<kTileRows>(last - first, [&]<int R>(int64_t at) {
+      if constexpr (NB == 2 && R >= 7) {
+        if (ahead && at == 0) return first_tile<R>(a, shared, block, terms);
+      }
+      tile<R, NB>(a, shared, first + at, block, terms + at);
+    });
+  }
 }
 
 }  // namespace
