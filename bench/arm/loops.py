@@ -55,7 +55,7 @@ LOOPS = (
     Loop(
         "gemm, 6 bits and fewer, smlal",
         "neon/dq_gemm_q8",
-        r"sum_low_bits\(.*Finish const&\)$",
+        r"sum_low_bits\(.*Finish const&\)$|sum_chains\(",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
@@ -132,7 +132,11 @@ def measure(objects: Path) -> list[dict[str, object]]:
         bodies = inner_loops(found[0], loop.function)
         if not bodies:
             raise RuntimeError(f"{loop.source}: no loop in a function named {loop.function}")
-        macs, body = max((sum(products_of(t, loop.products) for t in b), b) for b in bodies)
+        # the most products, of loops with as many the shortest
+        macs, _, body = max(
+            ((sum(products_of(t, loop.products) for t in b), -len(b), b) for b in bodies),
+            key=lambda found: found[:2],
+        )
         straight = "\n".join(t for t in body if not BRANCH.match(t)) + "\n"
         for core in loop.models:
             report = subprocess.run(
