@@ -24,7 +24,7 @@ from bench.arm.peer_layers import LAYERS, file_name
 
 CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
 VARIANTS = ("", " half-out", " half-in-out")
-NHWC = " nhwc"
+DIRECT = "ncnn direct"  # no Winograd
 PEER = str(Path(__file__).with_name("peer_run.py"))
 
 Row = dict[str, Any]
@@ -53,17 +53,19 @@ class Counts:
         work, bits = networks.work_of(name, plan), networks.bits_of(plan)
         return [row(work, bits, "defakeq", self.cpu, found)]
 
-    def peer(self, engine: str, works: dict[str, Path]) -> list[Row]:
-        """Return the rows of an engine; works that end in NHWC are in that layout."""
-        command = ["python3", PEER, engine, *map(str, works.values())]
+    def peer(self, engine: str, works: list[tuple[str, str, Path]]) -> list[Row]:
+        """Return the rows of an engine, for its works and how it runs them."""
+        files: list[str] = []
+        for _, label, path in works:
+            if label == DIRECT and "--direct" not in files:
+                files.append("--direct")
+            files.append(str(path))
         python = {**self.environment, "PYTHONPATH": str(self.home / "site")}
-        counts = between_calls(self.cpu, command, python)
-        rows = []
-        for work, found in zip(works, counts, strict=True):
-            name = work.removesuffix(NHWC)
-            label = engine + (NHWC if name != work else "")
-            rows.append(row(name, 8, label, self.cpu, found))
-        return rows
+        counts = between_calls(self.cpu, ["python3", PEER, engine, *files], python)
+        return [
+            row(work, 8, label, self.cpu, found)
+            for (work, label, _), found in zip(works, counts, strict=True)
+        ]
 
     def own_tasks(self, names: list[str]) -> list[Task]:
         """Return the tasks of this project's layers and networks."""
@@ -79,16 +81,17 @@ class Counts:
     def peer_tasks(self, names: list[str]) -> list[Task]:
         """Return the tasks of the peers. Starting one takes longer than most works."""
         stems = {layer.name: self.home / "layers" / file_name(layer) for layer in LAYERS}
-        onnx = {name: Path(f"{stem}.onnx") for name, stem in stems.items()}
-        onnx |= {name + NHWC: Path(f"{stem}.nhwc.onnx") for name, stem in stems.items()}
-        onnx |= {name: networks.onnx_of(name) for name in names}
-        found = {name: networks.ncnn_of(name, self.home / "networks") for name in names}
-        ncnn = stems | {name: stem for name, stem in found.items() if stem is not None}
-        return [
-            lambda: self.peer("onnxruntime", onnx),
-            lambda: self.peer("ncnn", ncnn),
-            lambda: self.peer("ncnn direct", stems),
+        onnx = [(name, "onnxruntime", Path(f"{stem}.onnx")) for name, stem in stems.items()]
+        onnx += [
+            (name, "onnxruntime nhwc", Path(f"{stem}.nhwc.onnx")) for name, stem in stems.items()
         ]
+        onnx += [(name, "onnxruntime", networks.onnx_of(name)) for name in names]
+        ncnn = [(name, "ncnn", stem) for name, stem in stems.items()]
+        for name in names:
+            stem = networks.ncnn_of(name, self.home / "networks")
+            ncnn += [] if stem is None else [(name, "ncnn", stem)]
+        ncnn += [(name, DIRECT, stem) for name, stem in stems.items()]
+        return [lambda: self.peer("onnxruntime", onnx), lambda: self.peer("ncnn", ncnn)]
 
 
 def main() -> None:

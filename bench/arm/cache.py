@@ -10,7 +10,7 @@ from bench.arm.networks import bits_of, input_of, program_of, work_of
 from bench.arm.peer_layers import LAYERS
 
 CPUS = ("cortex-a53", "cortex-a76")
-NETWORK, PLANS = "mobilenetv3_large", ("8", "4", "half")
+NETWORK, PLAN = "mobilenetv3_large", "4"
 
 
 def works(build: Path, folder: Path, network: bool) -> list[tuple[str, int, list[str]]]:
@@ -21,10 +21,10 @@ def works(build: Path, folder: Path, network: bool) -> list[tuple[str, int, list
         for layer in LAYERS
         for bits in (8, 4, 2)
     ]  # fmt: skip
-    for plan in PLANS if network else ():
-        files = [str(program_of(NETWORK, plan)), str(input_of(NETWORK, folder))]
+    if network:
+        files = [str(program_of(NETWORK, PLAN)), str(input_of(NETWORK, folder))]
         command = [str(build / "dq_run"), *files, "--bench", "--repeat"]
-        found.append((work_of(NETWORK, plan), bits_of(plan), command))
+        found.append((work_of(NETWORK, PLAN), bits_of(PLAN), command))
     return found
 
 

@@ -29,29 +29,33 @@ class Loop(NamedTuple):
     source: str
     function: str
     models: tuple[str, ...]
+    products: str = "integer"  # or "float"
 
 
 LOOPS = (
     Loop(
-        "gemm, 8 bits and fewer, sdot", "neondot/dq_gemm", "gemm_s8", ("cortex-a76", "cortex-a55")
+        "gemm, 8 bits and fewer, sdot",
+        "neondot/dq_gemm_q8",
+        "gemm_s8",
+        ("cortex-a76", "cortex-a55"),
     ),
-    Loop("gemm, 8 bits and fewer, usmmla", "i8mm/dq_gemm", "gemm_s8", ("cortex-a710",)),
+    Loop("gemm, 8 bits and fewer, usmmla", "i8mm/dq_gemm_q8", "gemm_s8", ("cortex-a710",)),
     Loop(
         "gemm, 8 bits, smull",
-        "neon/dq_gemm",
+        "neon/dq_gemm_q8",
         r"lambda0'\(long\)::operator\(\)<4>",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
         "gemm, 8 bits, extreme codes",
-        "neon/dq_gemm",
+        "neon/dq_gemm_q8",
         r"lambda'\(long\)::operator\(\)<3>",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
         "gemm, 6 bits and fewer, smlal",
-        "neon/dq_gemm",
-        r"sum_low_bits\(.*Finish const&\)$",
+        "neon/dq_gemm_q8",
+        r"sum_low_bits\(.*Finish const&\)$|sum_chains\(",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
@@ -66,12 +70,21 @@ LOOPS = (
         r"dw_rows<false, .*\)2, 2, 3>",
         ("cortex-a76", "cortex-a55"),
     ),
+    Loop(
+        "gemm, 4 float32 outputs, fmla",
+        "neondot/dq_gemm_f32",
+        "tile<4, 1>",
+        ("cortex-a76", "cortex-a72", "cortex-a53"),
+        "float",
+    ),
 )
 
 
-def products_of(text: str) -> int:
+def products_of(text: str, products: str) -> int:
     """Return the multiply-accumulates of one instruction."""
     name = text.split()[0]
+    if products == "float":
+        return 4 if name == "fmla" else 0
     if name in PRODUCTS:
         return PRODUCTS[name]
     if re.match(r"smla?l2?$|smull2?$", name):
@@ -119,8 +132,11 @@ def measure(objects: Path) -> list[dict[str, object]]:
         bodies = inner_loops(found[0], loop.function)
         if not bodies:
             raise RuntimeError(f"{loop.source}: no loop in a function named {loop.function}")
-        body = max(bodies, key=lambda lines: sum(map(products_of, lines)))
-        macs = sum(map(products_of, body))
+        # the most products, of loops with as many the shortest
+        macs, _, body = max(
+            ((sum(products_of(t, loop.products) for t in b), -len(b), b) for b in bodies),
+            key=lambda found: found[:2],
+        )
         straight = "\n".join(t for t in body if not BRANCH.match(t)) + "\n"
         for core in loop.models:
             report = subprocess.run(

@@ -1,6 +1,7 @@
 """Runs a peer's layers or networks under emulation: peer_run.py ENGINE FILE ...
 
-ENGINE: onnxruntime, ncnn, or "ncnn direct" (no Winograd). Only numpy and the engine are imported.
+ENGINE: onnxruntime or ncnn, whose files after "--direct" run without Winograd. Only numpy and the
+engine are imported.
 The second call of each lies between two of getsid, at which the emulator prints its count.
 """
 
@@ -65,11 +66,14 @@ def run_ncnn(path: str, winograd: bool) -> None:
 
 def main() -> None:
     engine, *paths = sys.argv[1:]
+    winograd = True
     for path in paths:
         if engine == "onnxruntime":
             run_onnxruntime(path)
+        elif path == "--direct":
+            winograd = False
         else:
-            run_ncnn(path, engine == "ncnn")
+            run_ncnn(path, winograd)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,11 @@ void tile(const TurnedF32Args& a, int64_t vector, int first) {
   for (int v = 0; v < V; ++v) {
     const RowsOfLanes rows = rows_of(a.row + (vector + v) * kLanes);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) finish(a, rows, first + n, acc[n][v]);
+    for (int n = 0; n < N; ++n) {
+      // a copy, so that the sums themselves need no place in memory
+      float32x4_t y[4] = {acc[n][v][0], acc[n][v][1], acc[n][v][2], acc[n][v][3]};
+      finish(a, rows, first + n, y);
+    }
   }
 }
 
