@@ -64,16 +64,14 @@ class FadHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 3, size, size) to (batch, 12, size, size)."""
         forth, back = self._DCT_all, self._DCT_all_T
-        turned = F.linear(_turned(F.linear(x, forth)), forth)  # columns of frequencies as rows
-        # Picture by picture, so that a program holds each map and each move of a picture once.
-        parts = [turned[:, i : i + 1] * f.weights().T for f in self.filters for i in range(3)]  # type: ignore[operator]
-        return F.linear(_turned(F.linear(torch.cat(parts, 1), back)), back)
-
-
-def _turned(x: Tensor) -> Tensor:
-    """Swaps rows and columns."""
-    pictures = [x[:, i : i + 1].transpose(2, 3) for i in range(x.shape[1])]
-    return torch.cat(pictures, 1)
+        batch, colors, height, width = x.shape
+        # The dimensions lie so that every move of a program repeats one short index.
+        x = F.linear(x.permute(0, 2, 1, 3), forth)  # row, color, frequency across
+        x = F.linear(x.transpose(1, 3), forth).transpose(2, 3)  # two frequencies, color
+        x = torch.cat([x * f.weights().T[:, :, None] for f in self.filters], 1)  # type: ignore[operator]
+        x = F.linear(x.transpose(2, 3), back)  # band and frequency across, color, row
+        x = x.reshape(batch, len(self.filters), width, colors, height).permute(0, 4, 1, 3, 2)
+        return F.linear(x, back).reshape(batch, height, -1, width).transpose(1, 2)
 
 
 class F3Net(Detector):

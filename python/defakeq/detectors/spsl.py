@@ -56,16 +56,9 @@ class PhasePicture(nn.Module):
         cos, sin = torch.cos(angle), torch.sin(angle)
         across = torch.cat([cos[:half], -sin[:half]])
         real, imaginary = torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)
-        # The four numbers of a frequency have mean 0: LayerNorm divides them by the amplitude.
-        down = torch.stack([real, -real, imaginary, -imaginary], 1).reshape(4 * size, 2 * size)
+        down = torch.cat([real, imaginary])
         share = math.sqrt(0.5) / size
-        none = torch.zeros_like(cos)
-        back = torch.cat(
-            [
-                torch.stack([cos, none, -sin, none], 2).reshape(size, 4 * size),
-                torch.stack([sin, none, cos, none], 2).reshape(size, 4 * size),
-            ]
-        )
+        back = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
         twice = torch.full((half,), 2.0, dtype=torch.float64)
         twice[0] = twice[-1] = 1.0
         last = torch.cat([cos[:, :half] * twice, -sin[:, :half] * twice], 1) / size
@@ -87,8 +80,11 @@ class PhasePicture(nn.Module):
         columns = rows.reshape(-1, 1, size, 2, half).permute(0, 1, 4, 3, 2)
         columns = columns.reshape(-1, 1, half, 2 * size)
         spectrum = F.linear(torch.cat([columns, columns], 3), self.down)
-        phases = F.layer_norm(spectrum.reshape(-1, 1, half * size, 4), (4,), eps=1e-12)
-        columns = F.linear(phases.reshape(-1, 1, half, 4 * size), self.back)
+        pairs = spectrum.reshape(-1, 1, half, 2, size).transpose(3, 4)
+        # With their negatives the numbers of a frequency have mean 0: LayerNorm divides them by
+        # the amplitude.
+        phases = F.layer_norm(torch.cat([pairs, -pairs], 4), (4,), eps=1e-12)[..., :2]
+        columns = F.linear(phases.transpose(3, 4).reshape(-1, 1, half, 2 * size), self.back)
         rows = columns.reshape(-1, 1, half, 2, size).permute(0, 1, 4, 3, 2)
         return F.linear(rows.reshape(-1, 1, size, 2 * half), self.last)
 
