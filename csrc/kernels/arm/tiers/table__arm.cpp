@@ -13,6 +13,12 @@ const KernelTable* DQ_OF_ISA(kernel_table_, DQ_ISA)() {
     table.arrange_codes = DQ_ISA::arrange_codes;
     table.lookup = DQ_ISA::lookup;
     table.binary = DQ_ISA::binary;
+#ifndef __ARM_FEATURE_DOTPROD
+    // sdot multiplies faster than Winograd saves.
+    DQ_SET_WINOGRAD(table, DQ_ISA);
+    table.winograd = {1.0f, 170.0f, 400.0f, 105.0f, 0.6f};
+    table.finish_s8 = DQ_ISA::finish_s8;
+#endif
     return table;
   }();
   return &kTable;
