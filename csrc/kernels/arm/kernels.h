@@ -10,9 +10,11 @@
 #endif
 
 DQ_DECLARE_ISA_KERNELS(DQ_ISA);
+DQ_DECLARE_WINOGRAD(DQ_ISA);  // of the tier without sdot
 
 namespace defakeq::DQ_ISA {
 
+void finish_s8(const GemmS8Args& a);
 void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length);
 void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out);
 void binary(const BinaryArgs& g, int64_t begin, int64_t end);

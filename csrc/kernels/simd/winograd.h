@@ -14,41 +14,49 @@ namespace defakeq::simd {
 // B^T d
 template <class V>
 DQ_INLINE void transform_input(const typename V::Short (&d)[6], typename V::Short (&t)[6]) {
-  const auto a = V::sub(d[4], V::template shl<2>(d[2])), b = V::sub(d[3], V::template shl<2>(d[1]));
-  const auto c = V::sub(d[4], d[2]), e = V::template shl<1>(V::sub(d[3], d[1]));
-  t[0] = V::add(V::template shl<2>(V::sub(d[0], d[2])), c);
+  const auto a = V::template sub_shifted<2>(d[4], d[2]), b = V::template sub_shifted<2>(d[3], d[1]);
+  const auto c = V::sub(d[4], d[2]), e = V::sub(d[3], d[1]);
+  t[0] = V::template add_shifted<2>(c, V::sub(d[0], d[2]));
   t[1] = V::add(a, b);
   t[2] = V::sub(a, b);
-  t[3] = V::add(c, e);
-  t[4] = V::sub(c, e);
-  t[5] = V::sub(V::sub(d[5], d[3]), V::template shl<1>(e));
+  t[3] = V::template add_shifted<1>(c, e);
+  t[4] = V::template sub_shifted<1>(c, e);
+  t[5] = V::template sub_shifted<2>(V::sub(d[5], d[3]), e);
 }
 
 // G g times 4, -6, -6, 24, 24 and 1
 template <class V>
 DQ_INLINE void transform_weights(const typename V::Short (&g)[3], typename V::Short (&t)[6]) {
-  const auto s = V::add(g[0], g[2]), f = V::add(g[0], V::template shl<2>(g[2]));
-  const auto d = V::template shl<1>(g[1]);
+  const auto s = V::add(g[0], g[2]), f = V::template add_shifted<2>(g[0], g[2]);
   t[0] = g[0];
   t[1] = V::add(s, g[1]);
   t[2] = V::sub(s, g[1]);
-  t[3] = V::add(f, d);
-  t[4] = V::sub(f, d);
+  t[3] = V::template add_shifted<1>(f, g[1]);
+  t[4] = V::template sub_shifted<1>(f, g[1]);
   t[5] = g[2];
 }
 
 // A^T m with the factors of transform_weights made even: 24, 12, 6 and 6 times the outputs.
 template <class V>
-DQ_INLINE void transform_output(const typename V::I (&m)[6], typename V::I (&y)[4]) {
-  const auto sum = V::add_i(m[1], m[2]), difference = V::sub_i(m[1], m[2]);
-  const auto far_sum = V::add_i(m[3], m[4]), far_difference = V::sub_i(m[3], m[4]);
-  const auto twice = [](typename V::I v) __attribute__((always_inline)) { return V::add_i(v, v); };
-  const auto first = V::sub_i(m[0], sum);
-  y[0] = V::add_i(twice(V::add_i(m[0], twice(first))), far_sum);
-  y[1] = V::sub_i(far_difference, twice(difference));
-  y[2] = V::sub_i(far_sum, sum);
-  const auto last = V::add_i(V::add_i(m[5], twice(m[5])), far_difference);
-  y[3] = V::sub_i(twice(last), difference);
+DQ_INLINE void transform_output(const typename V::Vec::I (&m)[6], typename V::Vec::I (&y)[4]) {
+  using Vec = typename V::Vec;
+  const auto sum = Vec::add_i(m[1], m[2]), difference = Vec::sub_i(m[1], m[2]);
+  const auto far_sum = Vec::add_i(m[3], m[4]), far_difference = Vec::sub_i(m[3], m[4]);
+  y[2] = Vec::sub_i(far_sum, sum);
+  if constexpr (V::kMultipliesAndAdds) {
+    y[0] = V::template add_times<-4>(V::template add_times<6>(far_sum, m[0]), sum);
+    y[1] = V::template add_times<-2>(far_difference, difference);
+    const auto last = V::template add_times<2>(Vec::mul_i(m[5], Vec::set1_i(6)), far_difference);
+    y[3] = Vec::sub_i(last, difference);
+  } else {
+    const auto twice = [](typename Vec::I v)
+                           __attribute__((always_inline)) { return Vec::add_i(v, v); };
+    const auto first = Vec::add_i(m[0], twice(Vec::sub_i(m[0], sum)));
+    y[0] = Vec::add_i(twice(first), far_sum);
+    y[1] = Vec::sub_i(far_difference, twice(difference));
+    const auto last = Vec::add_i(Vec::add_i(m[5], twice(m[5])), far_difference);
+    y[3] = Vec::sub_i(twice(last), difference);
+  }
 }
 
 template <class V, bool kWhole>
@@ -71,7 +79,7 @@ DQ_INLINE void transform_pixels(const int8_t* const (&lines)[6], const int64_t (
     typename V::Short made[6];
     transform_input<V>(t[i], made);
 #pragma GCC unroll 6
-    for (int j = 0; j < 6; ++j) V::store(v + (i * 6 + j) * position_stride, made[j]);
+    for (int j = 0; j < 6; ++j) V::store_next(v, position_stride, made[j]);
   }
 }
 
@@ -97,9 +105,8 @@ void winograd_input(const WinogradInputArgs& a) {
       c += V::kShorts;
     }
     for (; c < a.tile_stride; c += V::kShorts) {
-      for (int p = 0; p < kWinogradPositions; ++p) {
-        V::store(v + p * a.position_stride + c, V::zero());
-      }
+      int16_t* to = v + c;
+      for (int p = 0; p < kWinogradPositions; ++p) V::store_next(to, a.position_stride, V::zero());
     }
   }
 }
@@ -150,7 +157,7 @@ void winograd_weights(const WinogradWeightArgs& a) {
         typename V::Short made[6];
         transform_weights<V>(g, made);
 #pragma GCC unroll 6
-        for (int x = 0; x < 6; ++x) V::store(u + (y * 6 + x) * a.position_stride, made[x]);
+        for (int x = 0; x < 6; ++x) V::store_next(u, a.position_stride, made[x]);
       }
     }
   }
@@ -158,40 +165,53 @@ void winograd_weights(const WinogradWeightArgs& a) {
 
 // The outputs of a tile, some lanes of them.
 template <class V>
-DQ_INLINE void winograd_output(const int32_t* m, int64_t position_stride, const WinogradTile& tile,
-                               int32_t* out, int64_t line_stride, int64_t pixel_stride) {
+DQ_INLINE void winograd_output(const int32_t* m, int64_t position_stride, int32_t* out,
+                               int64_t line_stride, int64_t pixel_stride) {
   using Vec = typename V::Vec;
-  constexpr int kPower[4] = {3, 2, 1, 1};
   typename Vec::I t[6][4];
 #pragma GCC unroll 6
   for (int j = 0; j < 6; ++j) {
     typename Vec::I column[6];
 #pragma GCC unroll 6
     for (int i = 0; i < 6; ++i) column[i] = Vec::load_i(m + (i * 6 + j) * position_stride);
-    transform_output<Vec>(column, t[j]);
+    transform_output<V>(column, t[j]);
   }
   const typename Vec::I inverse = Vec::set1_i(954437177);  // of 9, modulo 2^32
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const typename Vec::I line[6] = {t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i]};
+  const auto store_line = [&]<int kLine, int kPower>() __attribute__((always_inline)) {
+    const typename Vec::I line[6] = {t[0][kLine], t[1][kLine], t[2][kLine],
+                                     t[3][kLine], t[4][kLine], t[5][kLine]};
     typename Vec::I y[4];
-    transform_output<Vec>(line, y);
-    if (i >= tile.lines) return;
-    int32_t* to = out + i * line_stride;
-    const auto store = [&]<int kShift>(int j) __attribute__((always_inline)) {
-      if (j < tile.columns) {
-        V::store_i(to + j * pixel_stride, V::template sra<kShift>(Vec::mul_i(y[j], inverse)));
-      }
+    transform_output<V>(line, y);
+    int32_t* to = out + kLine * line_stride;
+    const auto store = [&]<int kColumn, int kShift>() __attribute__((always_inline)) {
+      V::store_i(to + kColumn * pixel_stride,
+                 V::template sra<kShift>(Vec::mul_i(y[kColumn], inverse)));
     };
-    const auto stores = [&]<int kLine>() __attribute__((always_inline)) {
-      store.template operator()<kLine + kPower[0]>(0);
-      store.template operator()<kLine + kPower[1]>(1);
-      store.template operator()<kLine + kPower[2]>(2);
-      store.template operator()<kLine + kPower[3]>(3);
-    };
-    if (i == 0) stores.template operator()<kPower[0]>();
-    if (i == 1) stores.template operator()<kPower[1]>();
-    if (i >= 2) stores.template operator()<kPower[2]>();
+    store.template operator()<0, kPower + 3>();
+    store.template operator()<1, kPower + 2>();
+    store.template operator()<2, kPower + 1>();
+    store.template operator()<3, kPower + 1>();
+  };
+  store_line.template operator()<0, 3>();
+  store_line.template operator()<1, 2>();
+  store_line.template operator()<2, 1>();
+  store_line.template operator()<3, 1>();
+}
+
+// The same of a tile of which not all outputs are kept.
+template <class V>
+[[gnu::noinline]] void winograd_partial_output(const int32_t* m, int64_t position_stride,
+                                               const WinogradTile& tile, int32_t* out,
+                                               int64_t line_stride, int64_t pixel_stride) {
+  int32_t all[kWinogradOut * kWinogradOut * kBlock];
+  for (int i = 0; i < kBlock; i += V::Vec::W) {
+    winograd_output<V>(m + i, position_stride, all + i, kWinogradOut * kBlock, kBlock);
+  }
+  for (int y = 0; y < tile.lines; ++y) {
+    for (int x = 0; x < tile.columns; ++x) {
+      std::memcpy(out + y * line_stride + x * pixel_stride, all + (y * kWinogradOut + x) * kBlock,
+                  kBlock * sizeof(int32_t));
+    }
   }
 }
 
@@ -207,9 +227,13 @@ void winograd_products(const WinogradProductArgs& a) {
     for (int r = 0; r < R; ++r) {
       const WinogradTile& tile = a.tiles[first + r];
       int32_t* out = a.out + tile.row * a.out_stride;
+      const int32_t* m = a.products + r * kBlock;
+      if (tile.lines < kWinogradOut || tile.columns < kWinogradOut) {
+        winograd_partial_output<V>(m, R * kBlock, tile, out, a.width * a.out_stride, a.out_stride);
+        continue;
+      }
       for (int i = 0; i < kBlock; i += V::Vec::W) {
-        winograd_output<V>(a.products + r * kBlock + i, R * kBlock, tile, out + i,
-                           a.width * a.out_stride, a.out_stride);
+        winograd_output<V>(m + i, R * kBlock, out + i, a.width * a.out_stride, a.out_stride);
       }
     }
   });

@@ -229,6 +229,27 @@ void gemm_s8(const GemmS8Args& a) {
   if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);
 }
 
+void finish_s8(const GemmS8Args& a) {
+  const Finish f = finish_of(a, 0);
+  for (int b = 0; b < a.blocks; ++b) {
+    int32x4_t start[kParts];
+    for (int i = 0; i < kParts; ++i) start[i] = vld1q_s32(start_of(a, f, b) + i * 4);
+    simd::for_tiles<4>(a.m, [&]<int R>(int64_t row) {
+      int32x4_t acc[R][kParts];
+      const int32_t* sums = a.sums + row * a.sums_stride + b * kBlock;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kParts; ++i) {
+          acc[r][i] = vaddq_s32(start[i], vld1q_s32(sums + r * a.sums_stride + i * 4));
+        }
+      }
+      finish_tile<R>(a, f, row, b, acc);
+    });
+  }
+  if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);
+}
+
 void arrange_codes(uint8_t* codes, int bits, int64_t steps, int64_t length) {
   const auto offset = static_cast<uint8_t>(1 << (bits - 1));
   for (int64_t i = 0; i < steps * 64; i += 16) {

@@ -15,6 +15,12 @@ const KernelTable* DQ_OF_ISA(kernel_table_, DQ_ISA)() {
     table.binary = DQ_ISA::binary;
     table.turn_pixels = DQ_ISA::turn_pixels;
     table.gemm_f32_turned = DQ_ISA::gemm_f32_turned;
+#ifndef __ARM_FEATURE_DOTPROD
+    // sdot multiplies faster than Winograd saves.
+    DQ_SET_WINOGRAD(table, DQ_ISA);
+    table.winograd = {1.0f, 170.0f, 400.0f, 105.0f, 0.6f};
+    table.finish_s8 = DQ_ISA::finish_s8;
+#endif
     return table;
   }();
   return &kTable;

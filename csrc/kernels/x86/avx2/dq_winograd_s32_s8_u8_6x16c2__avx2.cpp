@@ -14,6 +14,7 @@ struct Winograd {
   using Vec = defakeq::Vec;
   using Short = __m256i;
   static constexpr int kShorts = 16;
+  static constexpr bool kMultipliesAndAdds = false;
   static constexpr int kTiles = 6;
 
   static Short zero() { return _mm256_setzero_si256(); }
@@ -25,12 +26,20 @@ struct Winograd {
     std::memcpy(bytes, p, static_cast<size_t>(n));
     return load(bytes);
   }
-  static void store(int16_t* p, Short v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  // Stores and goes on to the next position.
+  static void store_next(int16_t*& p, int64_t stride, Short v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+    p += stride;
+  }
   static Short add(Short a, Short b) { return _mm256_add_epi16(a, b); }
   static Short sub(Short a, Short b) { return _mm256_sub_epi16(a, b); }
   template <int kBits>
-  static Short shl(Short a) {
-    return _mm256_slli_epi16(a, kBits);
+  static Short add_shifted(Short a, Short b) {
+    return add(a, _mm256_slli_epi16(b, kBits));
+  }
+  template <int kBits>
+  static Short sub_shifted(Short a, Short b) {
+    return sub(a, _mm256_slli_epi16(b, kBits));
   }
   static void store_i(int32_t* p, __m256i v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);

@@ -12,6 +12,7 @@ struct Winograd {
   using Vec = defakeq::Vec;
   using Short = __m512i;
   static constexpr int kShorts = 32;
+  static constexpr bool kMultipliesAndAdds = false;
   static constexpr int kTiles = 8;
 
   static Short zero() { return _mm512_setzero_si512(); }
@@ -21,12 +22,20 @@ struct Winograd {
   static Short load_part(const int8_t* p, int64_t n) {
     return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8((__mmask32{1} << n) - 1, p));
   }
-  static void store(int16_t* p, Short v) { _mm512_storeu_si512(p, v); }
+  // Stores and goes on to the next position.
+  static void store_next(int16_t*& p, int64_t stride, Short v) {
+    _mm512_storeu_si512(p, v);
+    p += stride;
+  }
   static Short add(Short a, Short b) { return _mm512_add_epi16(a, b); }
   static Short sub(Short a, Short b) { return _mm512_sub_epi16(a, b); }
   template <int kBits>
-  static Short shl(Short a) {
-    return _mm512_slli_epi16(a, kBits);
+  static Short add_shifted(Short a, Short b) {
+    return add(a, _mm512_slli_epi16(b, kBits));
+  }
+  template <int kBits>
+  static Short sub_shifted(Short a, Short b) {
+    return sub(a, _mm512_slli_epi16(b, kBits));
   }
   static void store_i(int32_t* p, __m512i v) { _mm512_storeu_si512(p, v); }
   template <int kBits>
