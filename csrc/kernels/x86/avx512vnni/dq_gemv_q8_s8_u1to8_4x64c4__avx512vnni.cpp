@@ -11,12 +11,14 @@ namespace defakeq::avx512vnni {
 
 namespace {
 
-// Asks for the same bytes of the next NB blocks: few runs are long enough for the hardware to do so.
-template <int kBits, int NB>
-DQ_INLINE void ask_ahead(const GemmS8Args& a, const uint8_t* w, int b) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kBits; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + (NB + b) * a.w_stride + i * 64), _MM_HINT_T0);
+// One copy for all tiles, of sums in the order [row][block].
+[[gnu::noinline]] void finish(const GemmS8Args& a, int64_t row, int rows, int first_block,
+                              int blocks, const __m512i* sums) {
+  for (int r = 0; r < rows; ++r) {
+    for (int b = 0; b < blocks; ++b) {
+      const __m512i one[1] = {*sums++};
+      simd::finish_acc<Vec>(a, row + r, first_block + b, one);
+    }
   }
 }
 
@@ -35,7 +37,6 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
   for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
 #pragma GCC unroll 4
     for (int b = 0; b < NB; ++b) {
-      ask_ahead<kBits, NB>(a, w, b);
       __m512i codes[kPlaneSteps];
       expand_block<kBits>(w + b * a.w_stride, codes);
 #pragma GCC unroll 8
@@ -50,14 +51,10 @@ DQ_INLINE void tile(const GemmS8Args& a, int64_t row, int first_block) {
     }
     w += kBits * 64;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int b = 0; b < NB; ++b) {
-      const __m512i one[1] = {acc[r][b]};
-      simd::finish_acc<Vec>(a, row + r, first_block + b, one);
-    }
-  }
+  __m512i sums[R * NB];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * NB; ++i) sums[i] = acc[i / NB][i % NB];
+  finish(a, row, R, first_block, NB, sums);
 }
 
 // Steps up to which sums of codes left where they lie in a byte, at most 240 * 128, fit int32.
@@ -77,8 +74,6 @@ DQ_INLINE void tile_in_place(const GemmS8Args& a, int64_t row, int first_block) 
   const int8_t* x = a.rows[row] + a.tap_offset[0];
   for (int64_t s = 0; s < a.steps; s += kPlaneSteps) {
 #pragma GCC unroll 4
-    for (int b = 0; b < NB; ++b) ask_ahead<kBits, NB>(a, w, b);
-#pragma GCC unroll 4
     for (int i = 0; i < kBits; ++i) {
       __m512i plane[NB];
 #pragma GCC unroll 4
@@ -97,17 +92,17 @@ DQ_INLINE void tile_in_place(const GemmS8Args& a, int64_t row, int first_block) 
     }
     w += kBits * 64;
   }
+  __m512i sums[NB];
 #pragma GCC unroll 4
   for (int b = 0; b < NB; ++b) {
-    __m512i one[1] = {acc[b][0]};
+    sums[b] = acc[b][0];
 #pragma GCC unroll 4
     for (int j = 1; j < kPlaces; ++j) {
-      const __m512i sum = _mm512_srai_epi32(acc[b][j], static_cast<unsigned>(j * kBits));
-      one[0] = _mm512_add_epi32(one[0], sum);
+      sums[b] =
+          _mm512_add_epi32(sums[b], _mm512_srai_epi32(acc[b][j], static_cast<unsigned>(j * kBits)));
     }
-    const __m512i done[1] = {one[0]};
-    simd::finish_acc<Vec>(a, row, first_block + b, done);
   }
+  finish(a, row, 1, first_block, NB, sums);
 }
 
 template <int kBits, int R, int NB>
