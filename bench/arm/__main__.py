@@ -136,8 +136,8 @@ def main() -> None:
     for cpu in arguments.cpus:
         counts = Counts(cpu, arguments.build, arguments.home)
         names = networks.names_for(cpu, arguments.networks)
-        tasks = counts.peer_tasks(names) if with_peers else []
-        tasks += counts.own_tasks(names)
+        tasks = counts.own_tasks(names)
+        tasks += counts.peer_tasks(names) if with_peers else []
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for found in pool.map(lambda task: task(), tasks):
                 rows += found
