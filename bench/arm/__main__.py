@@ -24,7 +24,7 @@ from bench.arm.peer_layers import LAYERS, file_name
 
 CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
 VARIANTS = ("", " half-out", " half-in-out")
-DIRECT = "ncnn direct"  # no Winograd
+NHWC, DIRECT = "onnxruntime nhwc", "ncnn direct"  # no transposes; no Winograd
 PEER = str(Path(__file__).with_name("peer_run.py"))
 
 Row = dict[str, Any]
@@ -79,19 +79,25 @@ class Counts:
         return tasks
 
     def peer_tasks(self, names: list[str]) -> list[Task]:
-        """Return the tasks of the peers. Starting one takes longer than most works."""
+        """Return the tasks of the peers, of which each imports its engine."""
         stems = {layer.name: self.home / "layers" / file_name(layer) for layer in LAYERS}
-        onnx = [(name, "onnxruntime", Path(f"{stem}.onnx")) for name, stem in stems.items()]
-        onnx += [
-            (name, "onnxruntime nhwc", Path(f"{stem}.nhwc.onnx")) for name, stem in stems.items()
-        ]
-        onnx += [(name, "onnxruntime", networks.onnx_of(name)) for name in names]
-        ncnn = [(name, "ncnn", stem) for name, stem in stems.items()]
-        for name in names:
-            stem = networks.ncnn_of(name, self.home / "networks")
-            ncnn += [] if stem is None else [(name, "ncnn", stem)]
-        ncnn += [(name, DIRECT, stem) for name, stem in stems.items()]
-        return [lambda: self.peer("onnxruntime", onnx), lambda: self.peer("ncnn", ncnn)]
+        works: dict[str, list[tuple[str, str, Path]]] = {
+            "onnxruntime": [
+                *((name, "onnxruntime", Path(f"{stem}.onnx")) for name, stem in stems.items()),
+                *((name, NHWC, Path(f"{stem}.nhwc.onnx")) for name, stem in stems.items()),
+            ],
+            "ncnn": [
+                (name, label, stem) for label in ("ncnn", DIRECT) for name, stem in stems.items()
+            ],
+        }
+        tasks: list[Task] = [lambda e=engine: self.peer(e, works[e]) for engine in works]
+        folder = self.home / "networks"
+        onnx = [(name, "onnxruntime", networks.onnx_of(name)) for name in names]
+        made = {name: networks.ncnn_of(name, folder) for name in names}
+        ncnn = [(name, "ncnn", stem) for name, stem in made.items() if stem is not None]
+        tasks += [lambda: self.peer("onnxruntime", onnx)] if onnx else []
+        tasks += [lambda: self.peer("ncnn", ncnn)] if ncnn else []
+        return tasks
 
 
 def main() -> None:
@@ -136,8 +142,8 @@ def main() -> None:
     for cpu in arguments.cpus:
         counts = Counts(cpu, arguments.build, arguments.home)
         names = networks.names_for(cpu, arguments.networks)
-        tasks = counts.peer_tasks(names) if with_peers else []
-        tasks += counts.own_tasks(names)
+        tasks = counts.own_tasks(names)
+        tasks += counts.peer_tasks(names) if with_peers else []
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for found in pool.map(lambda task: task(), tasks):
                 rows += found

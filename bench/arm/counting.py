@@ -25,14 +25,19 @@ def _digest(path: Path) -> str:
 
 
 def _key(option: str, cpu: str, command: list[str], environment: dict[str, str]) -> str:
-    """What a count depends on: libraries lie beside a program, a peer in PYTHONPATH."""
-    files = [Path(part) for part in command if Path(part).is_file()]
-    files += [path for file in files[:1] for path in sorted(file.parent.glob("*.so"))]
-    files += [file.with_suffix(end) for file in map(Path, command) for end in (".param", ".bin")]
-    found = [_digest(file) for file in files if file.is_file()]
+    """What a count depends on, wherever it lies: libraries beside a program, a peer's in PYTHONPATH
+    and both files of ncnn's."""
+    found = []
+    for part in command:
+        path = Path(part)
+        files = [path, path.with_suffix(".param"), path.with_suffix(".bin")]
+        if path.suffix == "" and path.is_file():
+            files += sorted(path.parent.glob("*.so"))
+        digests = [_digest(file) for file in files if file.is_file()]
+        found.append([path.name if digests else part, *digests])
     site = Path(environment.get("PYTHONPATH", "/nowhere"))
-    found += sorted(path.name for path in site.glob("*.dist-info"))
-    return hashlib.sha256(json.dumps([option, cpu, command, found]).encode()).hexdigest()
+    found.append(sorted(path.name for path in site.glob("*.dist-info")))
+    return hashlib.sha256(json.dumps([option, cpu, found]).encode()).hexdigest()
 
 
 def _run(option: str, cpu: str, command: list[str], environment: dict[str, str]) -> str:
