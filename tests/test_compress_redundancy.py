@@ -244,3 +244,18 @@ def test_refusal_names_the_least_of_both_ways(data, monkeypatch):
     both, whole, neither = found
     assert both < whole < 10**6 < neither
     assert choose(math.ceil(whole), lambda masked: masked).masks == {}
+
+
+def test_channels_go_for_speed_where_the_budget_would_leave_them(data):
+    graph, stats, _, _ = _found(_Normed(), data)
+    size = checkpoint_bytes(_Normed())
+
+    def kept(speed):
+        task = Task(
+            graph, stats, data.images, data.images, Preset(speed=speed), size, size, False,
+            LatencyTable.of(None, None), None, 1.0,
+        )  # fmt: skip
+        return choose_options(task, True, Bars(False)).masks
+
+    assert kept(0.0) == {}
+    assert int(kept(1e3)["first"].outs.sum()) == 16

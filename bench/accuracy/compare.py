@@ -227,18 +227,20 @@ def publish(folder: Path, into: Path) -> str:
     rows = collect(folder)
     test = reference.evaluation("test", PEOPLE)
     pairs = paired.differences(rows, paired.Pictures(test.families, test.videos))
+    drifts = paired.drifts(rows, test.videos)
     rows = [{key: value for key, value in row.items() if key != "scores"} for row in rows]
     text = table(rows)
     if pairs:
         text += "\nmean AUC in points, with 95 % intervals over the same videos:\n"
         text += paired.table(pairs)
+    if drifts:
+        text += "\nhow far logits are from the float model's, in their standard deviations:\n"
+        text += paired.drift_table(drifts)
     command = "python " + shlex.join(sys.argv)
     about = {"command": command, "torch": torch.__version__, "machine": platform.machine()}
     into.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        into / "accuracy.json",
-        (json.dumps({**about, "rows": rows, "differences": pairs}, indent=1) + "\n").encode(),
-    )
+    document = {**about, "rows": rows, "differences": pairs, "drifts": drifts}
+    write_whole(into / "accuracy.json", (json.dumps(document, indent=1) + "\n").encode())
     write_whole(into / "accuracy.txt", f"$ {command}\n\n{text}".encode())
     if any(row["method"] != "float" for row in rows):
         plot(rows, into / "accuracy.png")

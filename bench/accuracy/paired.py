@@ -1,4 +1,4 @@
-"""Differences of the mean AUC of two methods on the same pictures, with paired intervals."""
+"""Two methods on the same pictures: differences of the mean AUC and of the scores themselves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REPEATS = 2000
+_EDGE = 1e-4  # scores are kept to six digits: nearer to 0 and 1, logits would be of rounding
 Floats = NDArray[np.float64]
 
 
@@ -93,6 +94,49 @@ def differences(rows: list[dict[str, Any]], pictures: Pictures) -> list[dict[str
                 about["runs"] = [len(own), len(theirs)]
                 found.append({**about, **difference(pictures, own, theirs)})
     return found
+
+
+def drifts(rows: list[dict[str, Any]], videos: Sequence[str]) -> list[dict[str, Any]]:
+    """How far each method's logits are from the float model's, and the 95 % interval over videos.
+
+    The root mean square of the difference, as a part of the float logits' standard deviation. It
+    tells methods apart that differ by less than the noise of an AUC.
+    """
+    floats = {row["detector"]: row for row in rows if row["method"] == "float" and "scores" in row}
+    runs: dict[tuple[str, float, str, int], list[Floats]] = {}
+    for row in rows:
+        if row["method"] != "float" and "scores" in row and row["detector"] in floats:
+            exact = _logits(floats[row["detector"]]["scores"])
+            off = np.square(_logits(row["scores"]) - exact) / exact.var()
+            key = (row["detector"], row["size"], row["method"], row["images"])
+            runs.setdefault(key, []).append(off)
+    names, video = np.unique(np.asarray(videos), return_inverse=True)
+    counts = np.bincount(video)
+    draws = _shares(np.random.default_rng(0), len(names))
+    found = []
+    for (detector, size, method, images), own in sorted(runs.items()):
+        sums = np.bincount(video, np.mean(own, 0))
+        low, high = np.sqrt(np.quantile((draws @ sums) / (draws @ counts), [0.025, 0.975]))
+        about = {"detector": detector, "size": size, "method": method, "images": images}
+        drift = float(np.sqrt(sums.sum() / counts.sum()))
+        found.append({**about, "runs": len(own), "drift": drift, "interval": [low, high]})
+    return found
+
+
+def _logits(scores: Sequence[float]) -> Floats:
+    inside = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def drift_table(found: list[dict[str, Any]]) -> str:
+    """One line a method, in percent."""
+    return "".join(
+        f"{100 * one['size']:5.1f}%  {one['detector']:13} {one['method']}"
+        + (f", {one['images']} images" if one["images"] != 256 else "")
+        + f": {100 * one['drift']:.1f} % [{100 * one['interval'][0]:.1f}, "
+        f"{100 * one['interval'][1]:.1f}], {one['runs']} seeds\n"
+        for one in found
+    )
 
 
 def table(found: list[dict[str, Any]]) -> str:

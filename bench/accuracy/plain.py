@@ -1,12 +1,14 @@
 """What 8 bits alone cost: mean AUC of the reference detectors converted at 8 bits, less float.
 
-    python bench/accuracy/plain.py
+    python bench/accuracy/plain.py [--pictures 256]
 
-All layers at 8 bits, nothing pruned or tuned, 64 calibration pictures; the interval is over the
+All layers at 8 bits, nothing pruned or tuned, 256 calibration pictures; the interval is over the
 videos of the test split, the same for all draws of the calibration pictures.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 from compare import PEOPLE, calibration, scores
@@ -19,20 +21,24 @@ from defakeq.conversion import convert
 from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
 
-PICTURES = 64
 DRAWS = (0, 1, 2, 3)
 
 
 def main() -> None:
+    """Converts, scores and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--detectors", nargs="+", default=list(reference.NAMES))
+    parser.add_argument("--pictures", type=int, default=256)
+    arguments = parser.parse_args()
     test = reference.evaluation("test", PEOPLE)
     pictures = Pictures(test.families, test.videos)
     print(f"{'detector':14}{'file':>8}{'float':>8}{'8 bits':>8}  each draw, less float")
-    for name in reference.NAMES:
+    for name in arguments.detectors:
         model = reference.build(name)
         exact = scores(model, model, test.images)
         runs = []
         for draw in DRAWS:
-            given, _ = calibration(model, PICTURES, draw)
+            given, _ = calibration(model, arguments.pictures, draw)
             plan = QuantPlan.uniform(model, 8)
             program = convert(model, given[:1], plan, given.split(8), backend="program")
             assert isinstance(program, ProgramModule)

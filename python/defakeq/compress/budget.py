@@ -16,6 +16,7 @@ from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
+_BATCH = 16
 _FLOAT_DIGITS = 24  # the most that JSON takes for a float64
 _INTEGER_DIGITS = 4  # the most that a zero point takes
 
@@ -55,7 +56,7 @@ def converted(
         ValueError: a part of the model cannot be lowered; the message names the first.
     """
     own, plan = exported(model, states, mixed)
-    program = convert(own, images[:1], plan, [images], backend="program")
+    program = convert(own, images[:1], plan, images.split(_BATCH), backend="program")
     assert isinstance(program, ProgramModule)
     program.file()
     return program

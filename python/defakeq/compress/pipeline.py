@@ -31,7 +31,7 @@ from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
 _VERSION = 1
-_RANGE_IMAGES = 64  # of the ranges of a program's values
+_RANGE_IMAGES = 256  # of the ranges of a program's values
 
 
 @dataclass
