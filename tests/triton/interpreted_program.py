@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from program_builder import Builder
 from test_program_bytes import CASES, KINDS, OTHER
 
-from defakeq_kernels import reference_program
+from defakeq import QuantPlan, convert, networks, save
+from defakeq_kernels import dfq, reference_program
 from defakeq_kernels.quantize import ActQuant
 from defakeq_kernels.triton import between
 from defakeq_kernels.triton.program import GpuProgram
@@ -156,3 +157,14 @@ def test_values_written_in_parts_and_views_of_whole_ones() -> None:
     wanted = np.concatenate([np.maximum(given, 0), given], 1)
     assert np.array_equal(joined.cpu().numpy(), wanted)
     assert np.array_equal(flat.cpu().numpy(), np.maximum(wanted.reshape(2, 48), 0))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU runs a larger network, captured")
+def test_a_whole_network_has_the_bytes_of_the_cpu(tmp_path: Path) -> None:
+    model = networks.build("mobilenetv3_large")
+    x = networks.images(2, 32)
+    plan = QuantPlan.uniform(model, 4, act_bits=8)
+    converted = convert(model, x[:1], plan, x, backend="program")
+    save(converted, tmp_path / "network.dfq")
+    program = GpuProgram(*dfq.read(tmp_path / "network.dfq"), DEVICE)
+    assert torch.equal(program([x[:1]])[0], converted(x[:1]))
