@@ -19,13 +19,13 @@ void ProductRows::place(Arena& arena, int64_t chunk, int tasks) {
   const bool weight_only = layer_.act_mode == ActMode::kNone;
   tap_offset_ = arena.take<int64_t>(int64_t{layer_.taps} * layer_.groups);
   piece_offset = arena.take<int64_t>(layer_.pieces);
-  if (!weight_only) bytes = arena.take<const int8_t*>(rows);
+  if (direct_ && !weight_only) bytes = arena.take<const int8_t*>(rows);
   if (activations_.makes_float()) floats = arena.take<const float*>(rows);
   if (layer_.half_inputs > 0) {
     halves = arena.take<const float*>(rows);
     half_tap_offset = arena.take<int64_t>(layer_.taps);
   }
-  if (makes_sums_ && layer_.int_blocks > 0 && !weight_only) {
+  if (direct_ && layer_.int_blocks > 0 && !weight_only) {
     sums_ = arena.take<int32_t>(rows * std::max(layer_.groups, layer_.pieces));
     if (window_sums_.pays()) window_sums_.place(arena, chunk, tasks);
   }
@@ -58,6 +58,7 @@ void ProductRows::sum_pixels(int64_t count, Parallel& parallel) {
 }
 
 void ProductRows::find(int64_t begin, int64_t end) {
+  if (bytes == nullptr && floats == nullptr && halves == nullptr && scales_ == nullptr) return;
   const int64_t pitch = activations_.pixel_pitch();
   const int64_t width = activations_.width(), height = activations_.height();
   const int8_t* int8_base = activations_.int8_base();

@@ -13,14 +13,14 @@ namespace defakeq {
 
 class ProductRows {
  public:
-  // sums: whether rows are summed up.
+  // direct: whether int8 rows are read, and summed up.
   ProductRows(const PackedLayer& layer, const KernelTable& kernels, const Images& images,
-              const Activations& activations, bool sums)
+              const Activations& activations, bool direct)
       : layer_(layer),
         kernels_(kernels),
         images_(images),
         activations_(activations),
-        makes_sums_(sums),
+        direct_(direct),
         window_sums_(layer, kernels, images, activations) {}
 
   // Reserves scratch for the rows of up to `chunk` images.
@@ -51,7 +51,7 @@ class ProductRows {
   const KernelTable& kernels_;
   const Images& images_;
   const Activations& activations_;
-  bool makes_sums_;
+  bool direct_;
   WindowSums window_sums_;
   int64_t m_ = 0;
   int64_t* tap_offset_ = nullptr;  // [groups][taps]

@@ -179,7 +179,6 @@ void Strips::ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, 
   const int64_t slot = int64_t{strip.first} * kBlock, slots = layer_.slots();
   float* sums = sums_ + task * sums_floats_;
   GemmS8Args a{};
-  a.rows = rows_.bytes + row0;
   a.m = row1 - row0;
   a.tap_offset = rows_.taps_of(b.group);
   a.taps = layer_.taps;
@@ -188,6 +187,7 @@ void Strips::ints(int64_t task, const Strip& strip, int64_t row0, int64_t row1, 
   a.bits = b.bits;
   a.planes = planes_ && b.bits < 8;
   if (!winograd_.pays()) {
+    a.rows = rows_.bytes + row0;
     a.w = planes_ ? layer_.at<uint8_t>(b.weight) : expanded(task, strip, true);
   }
   a.w_stride = planes_ ? layer_.block_bytes(b.bits) : layer_.padded_steps * 64;

@@ -1,8 +1,8 @@
-// vpmaddwd takes two channels of 8 outputs at a time: transformed weights in memory, transformed
-// activations broadcast from it.
+// vpmaddwd takes two channels of 8 outputs at a time.
 #include "kernels/simd/winograd.h"
 #include "kernels/x86/avx2/kernels.h"
 #include "kernels/x86/avx2/vec.h"
+#include "kernels/x86/winograd_pairs.h"
 
 namespace defakeq::avx2 {
 
@@ -69,42 +69,17 @@ struct Winograd {
     }
   }
 
-  // [R][16] of one position.
+  static Short load_pairs(const int16_t* p) { return Vec::load_i(p); }
+  static __m256i multiply_add(__m256i sum, Short a, Short b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum));  // GCC also stores it every step otherwise
+    return sum;
+  }
+
   template <int R>
   DQ_MEMBER static void products(const int16_t* v, int64_t tile_stride, const int16_t* u,
                                  int64_t steps, int32_t* out) {
-    constexpr int kBases = (R + 2) / 3;
-    const int64_t stride = tile_stride * 2;
-    const char* base[kBases];  // of three tiles, which x86 can address from it
-#pragma GCC unroll 4
-    for (int i = 0; i < kBases; ++i) base[i] = reinterpret_cast<const char*>(v) + 3 * i * stride;
-    __m256i acc[R][kParts];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (int64_t s = 0; s < steps; ++s, u += 4 * kBlock) {
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const __m256i low = Vec::load_i(u + half * 32), high = Vec::load_i(u + half * 32 + 16);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          int32_t pair;
-          std::memcpy(&pair, base[r / 3] + r % 3 * stride + half * 4, sizeof(pair));
-          const __m256i x = _mm256_set1_epi32(pair);
-          acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(low, x));
-          acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(high, x));
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kBases; ++i) {
-        base[i] += 8;
-        asm("" : "+r"(base[i]));  // a pointer of its own
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      store_i(out + r * kBlock, acc[r][0]);
-      store_i(out + r * kBlock + Vec::W, acc[r][1]);
-    }
+    simd::multiply_pairs<Winograd, R>(v, tile_stride, u, steps, out);
   }
 };
 

@@ -1,8 +1,8 @@
-// vpdpwssd takes two channels of 16 outputs at a time: transformed weights in memory, transformed
-// activations broadcast from it.
+// vpdpwssd takes two channels of 16 outputs at a time.
 #include "kernels/simd/winograd.h"
 #include "kernels/x86/avx512vnni/kernels.h"
 #include "kernels/x86/avx512vnni/vec.h"
+#include "kernels/x86/winograd_pairs.h"
 
 namespace defakeq::avx512vnni {
 
@@ -58,37 +58,15 @@ struct Winograd {
         _mm512_or_si512(_mm512_and_si512(v, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(v, 16));
   }
 
-  // [R][16] of one position.
+  static Short load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i multiply_add(__m512i sum, Short a, Short b) {
+    return _mm512_dpwssd_epi32(sum, a, b);
+  }
+
   template <int R>
   DQ_MEMBER static void products(const int16_t* v, int64_t tile_stride, const int16_t* u,
                                  int64_t steps, int32_t* out) {
-    constexpr int kBases = (R + 2) / 3;
-    const int64_t stride = tile_stride * 2;
-    const char* base[kBases];  // of three tiles, which x86 can address from it
-#pragma GCC unroll 8
-    for (int i = 0; i < kBases; ++i) base[i] = reinterpret_cast<const char*>(v) + 3 * i * stride;
-    __m512i acc[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_si512();
-    for (int64_t s = 0; s < steps; ++s, u += 4 * kBlock) {
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const __m512i weights = _mm512_loadu_si512(u + half * 2 * kBlock);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          int32_t pair;
-          std::memcpy(&pair, base[r / 3] + r % 3 * stride + half * 4, sizeof(pair));
-          acc[r] = _mm512_dpwssd_epi32(acc[r], weights, _mm512_set1_epi32(pair));
-        }
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < kBases; ++i) {
-        base[i] += 8;
-        asm("" : "+r"(base[i]));  // a pointer of its own
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) _mm512_storeu_si512(out + r * kBlock, acc[r]);
+    simd::multiply_pairs<Winograd, R>(v, tile_stride, u, steps, out);
   }
 };
 

@@ -16,7 +16,7 @@ const KernelTable* kernel_table_avx512vnni() {
     table.gemm_f32_turned = avx512vnni::gemm_f32_turned;
     table.finish_s8 = avx512vnni::gemm_s8;
     DQ_SET_WINOGRAD(table, avx512vnni);
-    table.winograd = {1.92f, 300.0f, 1000.0f, 230.0f, 1.0f};
+    table.winograd = {1.92f, 300.0f, 1000.0f, 330.0f, 1.0f};
     table.lookup = avx512vnni::lookup;
     return table;
   }();
