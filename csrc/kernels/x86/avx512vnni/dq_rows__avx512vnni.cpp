@@ -29,30 +29,8 @@ DQ_INLINE __m512i sum_row(const int8_t* row, const Taps& taps, __mmask64 tail) {
   return sum;
 }
 
-// The same of taps of up to 16 bytes.
-void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
-  const auto mask = static_cast<__mmask16>((1u << taps.length) - 1);
-  const __m128i ones = _mm_set1_epi8(1);
-  for (int64_t r = 0; r < m; r += 4) {
-    const int8_t* row[4];
-    for (int i = 0; i < 4; ++i) row[i] = rows[r + i < m ? r + i : m - 1];
-    __m128i sum[4] = {};
-    for (int t = 0; t < taps.count; ++t) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m128i x = _mm_maskz_loadu_epi8(mask, row[i] + taps.offset[t]);
-        sum[i] = _mm_dpbusd_epi32(sum[i], ones, x);
-      }
-    }
-    const __m128i four =
-        _mm_hadd_epi32(_mm_hadd_epi32(sum[0], sum[1]), _mm_hadd_epi32(sum[2], sum[3]));
-    const auto left = static_cast<__mmask8>(m - r >= 4 ? 15 : (1 << (m - r)) - 1);
-    _mm_mask_storeu_epi32(sums + r, left, four);
-  }
-}
-
 // The same of taps of up to 32 bytes.
-void medium_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
+void short_row_sums(const int8_t* const* rows, int64_t m, const Taps& taps, int32_t* sums) {
   const auto mask = static_cast<__mmask32>(~uint32_t{0} >> (32 - taps.length));
   const __m256i ones = _mm256_set1_epi8(1);
   for (int64_t r = 0; r < m; r += 4) {
@@ -136,8 +114,7 @@ void shuffle_part(const ShufflePlan& plan, const uint8_t* src, int64_t src_strid
 void row_sums(const int8_t* const* rows, int64_t m, const int64_t* tap_offset, int taps,
               int64_t length, int32_t* sums) {
   const Taps t{tap_offset, taps, length};
-  if (length <= 16) return short_row_sums(rows, m, t, sums);
-  if (length <= 32) return medium_row_sums(rows, m, t, sums);
+  if (length <= 32) return short_row_sums(rows, m, t, sums);
   const __mmask64 tail = (__mmask64{1} << (length % 64)) - 1;
   int64_t r = 0;
   for (; r + 4 <= m; r += 4) {
