@@ -265,6 +265,7 @@ BAD = [
     ("negative workers", option("--workers", "-1"), "error", "workers: found -1"),
     ("no chunk", option("--chunk", "0"), "error", "chunk: found 0"),
     ("output is a folder", directory_out, "error", "out: cannot be written"),
+    ("output is a device", option("--json", "/dev/full"), "error", "it is no ordinary file"),
     ("folder of the output is a file", file_for_folder, "error", "e.csv: cannot be written"),
     ("chunks' folder is a file", unreadable_chunk_folder, "error", "taken"),
     ("rank is no number", rank("one", "2"), "error", "RANK: found 'one'"),
@@ -338,6 +339,8 @@ BAD = [
     ("no such module", option("MODEL", "no_such_module:build"), "error", "cannot be imported"),
     ("no such function", option("MODEL", "user_detectors:none"), "error", "cannot be imported"),
     ("function of a number", option("MODEL", "user_detectors:number"), "error", "returned int"),
+    ("function that fails", option("MODEL", "user_detectors:unready"), "error", r"Key.*\.py, line"),
+    ("two inputs", option("MODEL", "user_detectors:Two"), "error", r"Two: TypeError.*\.py, line"),
     ("output of another shape", option("MODEL", "user_detectors:Wide"), "error", "an output of"),
     (
         "scores are no numbers",

@@ -53,6 +53,7 @@ OTHERS = [
     ("watch unseen", "watch {tmp}/film.avi --no-window", 2, "out: found none"),
     # data
     ("generate what", "data generate --out {tmp}/d --dataset FFpp", 2, "found 'FFpp'"),
+    ("generate into a file", "data generate --out {net} --dataset DFDC", 2, "which is no folder"),
     (
         "generate nobody",
         "data generate --out {tmp}/d --dataset DFDC --count 0",
@@ -98,6 +99,19 @@ OTHERS = [
         2,
         "out: found .*whose folder",
     ),
+    (
+        "convert to ONNX",
+        "convert --detector meso4 --data {tmp} --out {tmp}/x.onnx",
+        2,
+        "ends with .dfq",
+    ),
+    (
+        "compress onto a folder",
+        "compress --detector meso4 --data {tmp} --out {folder}",
+        2,
+        "out: found .*no file that can be written over",
+    ),
+    ("convert nothing", "convert --data {tmp} --out {tmp}/x.dfq", 2, "model: found neither"),
     (
         "compress what",
         "compress --detector nrp --data {tmp} --out {tmp}/x.dfq",
@@ -145,7 +159,9 @@ def places(tmp_path_factory):
     net = tmp_path_factory.mktemp("good") / "net.dfq"
     model, x = torch.nn.Sequential(torch.nn.Linear(4, 2)).eval(), torch.rand(2, 4)
     save(convert(model, x[:1], QuantPlan.uniform(model, 8), [x], backend="program"), net)
-    return {"tmp": root, "photo": PHOTOS / "astronaut.jpg", "net": net}
+    folder = root / "folder.dfq"
+    folder.mkdir()
+    return {"tmp": root, "folder": folder, "photo": PHOTOS / "astronaut.jpg", "net": net}
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):
 def test_command_line_errors(pictures, tmp_path):
     out = tmp_path / "m.dfq"
     for arguments, message in (
-        (("--data", pictures, "--out", out), "found none or both"),
+        (("--data", pictures, "--out", out), "detector, model: found neither"),
         (("--data", tmp_path / "no", "--out", out, "--detector", "embedded"), "which is no folder"),
         (
             ("--data", pictures, "--out", tmp_path / "no" / "m.dfq", "--detector", "embedded"),

@@ -228,7 +228,7 @@ def test_convert_and_its_weights_name_what_is_wrong(tmp_path):
         (("--detector", "nrp"), "name: found 'nrp' (nearest: 'npr')"),
         (("--detector", "npr", "--weights", weights), "conv1.weight is [1], accepted is [64, 3"),
         (("--detector", "npr", "--weights", "none.pth"), "none.pth: found no file"),
-        (("--detector", "npr", "--model", "a:b"), "detector, model: found none or both"),
+        (("--detector", "npr", "--model", "a:b"), "detector, model: found both"),
         (("--model", "no_such_module:build"), "no_such_module:build"),
         (("--detector", "meso4", "--backend", "fast"), "backend: found 'fast'"),
     ):

@@ -40,5 +40,14 @@ class TooMuch(Own):
         return batch.mean((1, 2, 3)) + 2
 
 
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
 def number():
     return 3
+
+
+def unready():
+    return {}["config"]

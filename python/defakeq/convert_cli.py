@@ -70,8 +70,7 @@ def convert(
     from defakeq.compress.source import float_detector
     from defakeq.plan import QuantPlan
 
-    if not out.parent.is_dir():
-        raise ValueError(f"out: found {out}, whose folder does not exist")
+    options.check_new_file(out)
     scorer = float_detector(detector, model, weights)
     found = from_folder(data, scorer, images, dataset, split, seed)
     plan = QuantPlan.uniform(scorer.module, bits)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,8 @@ class Scorer:
         """Return a picture as the array that :meth:`score` takes a stack of."""
         if not self.own:
             return resize_input(image)
-        made = self.module.preprocess(image)  # type: ignore[operator]
+        with _users_code(f"{self.name}: preprocess"):
+            made = self.module.preprocess(image)  # type: ignore[operator]
         if not isinstance(made, Tensor) or made.ndim not in (3, 4):
             raise ValueError(
                 f"{self.name}: preprocess: found {type(made).__name__}, accepted: a tensor of a "
@@ -77,9 +80,10 @@ class Scorer:
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return the probabilities of "forged" of an input, as the module's own tensor."""
-        if self.own:
-            return self.module.score(x).flatten()  # type: ignore[operator,no-any-return]
-        out = self.module(x)
+        with _users_code(self.name):
+            if self.own:
+                return self.module.score(x).flatten()  # type: ignore[operator,no-any-return]
+            out = self.module(x)
         if not isinstance(out, Tensor) or out.numel() != len(x):
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
@@ -133,12 +137,33 @@ def build_module(what: str) -> nn.Module:
     if "" not in sys.path:  # a user's module lies where the command is given
         sys.path.insert(0, "")
     try:
-        built = getattr(importlib.import_module(module_name), function)()
+        with _users_code(f"model: {module_name}"):
+            builder = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model: found {what!r}, which cannot be imported: {error}") from error
+    with _users_code(f"model: {what}", ()):
+        built = builder()
     if not isinstance(built, nn.Module):
         raise ValueError(f"model: {what} returned {type(built).__name__}, accepted: a module")
     return built.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _users_code(
+    what: str,
+    passed: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, AttributeError),
+) -> Iterator[None]:
+    """Names what a module that a user wrote raises, and where, in one line."""
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [f for f in frames if "site-packages" not in f.filename] or frames
+        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        raise ValueError(f"{what}: {type(error).__name__}: {text}{place}") from error
 
 
 def _is_builder(what: str) -> bool:

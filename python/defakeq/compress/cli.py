@@ -56,8 +56,7 @@ def compress(
     from defakeq.compress.source import float_detector
     from defakeq.compress.workdir import write_whole
 
-    if not out.parent.is_dir():
-        raise ValueError(f"out: found {out}, whose folder does not exist")
+    options.check_new_file(out)
     if threads is not None:
         torch.set_num_threads(threads)
     scorer = float_detector(detector, model, weights)

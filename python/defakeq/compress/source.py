@@ -22,7 +22,8 @@ def float_detector(detector: str | None, model: str | None, weights: Path | None
         ValueError: neither or both, an unknown name, or a checkpoint that does not fit.
     """
     if (detector is None) == (model is None):
-        raise ValueError("detector, model: found none or both; accepted is one of them")
+        found = "neither" if detector is None else "both"
+        raise ValueError(f"detector, model: found {found}; accepted is one of them")
     module: nn.Module
     if detector == EMBEDDED:
         from defakeq.embedded.network import load_float

@@ -217,6 +217,8 @@ def generate(out: Path, options: Options) -> dict[str, Any]:
     ``out``. Raises ``ValueError`` for arguments that cannot be, or when the data set is there.
     """
     options.check()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: found {out}, which is no folder")
     name = options.dataset
     manifest_path = out / (MANIFEST if name == "folder" else f"dataset_json/{name}.{MANIFEST}")
     if manifest_path.exists():

@@ -433,8 +433,9 @@ def check_output(path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
-    if path.is_dir():
-        raise ValueError(f"{path}: cannot be written: it is a folder")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no ordinary file"
+        raise ValueError(f"{path}: cannot be written: it is {what}")
 
 
 def write(path: Path, text: str) -> None:
