@@ -45,7 +45,7 @@ def variants() -> dict[str, tuple[Preset, bool]]:
         "default": (default, True),
         "default, no pruning": (dataclasses.replace(default, prune=False), True),
         "default, no VEFT": (default, False),
-        "default, speed for nothing": (dataclasses.replace(default, speed=0.0), True),
+        "default, no price on time": (dataclasses.replace(default, speed=0.0), True),
         "default, S_l for distortion": (
             dataclasses.replace(default, objective="score", speed=0.0),
             True,
