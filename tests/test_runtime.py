@@ -269,6 +269,32 @@ def test_follows_a_change_of_the_instruction_set():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("bits", [8, 3])
+def test_names_winograd_and_gives_the_same_bytes(bits):
+    b = Builder()
+    q = b.quant()
+    x = b.input((32, 30, 40), q)
+    layer = b.layer("conv2d", (36, 40, 3, 3), q, q, "relu", bits=bits, padding=(1, 1))
+    b.output(b.node("conv2d", [x], (32, 30, 36), q, layer=layer))
+    data = dfq.dumps(b.tensors, b.network)
+    x = np.random.default_rng(0).standard_normal((1, 32, 30, 40)).astype(np.float32)
+    found = set()
+    info = _core.cpu_info()["isa"]
+    try:
+        for isa in (i for i in info["built"] if i in info["supported"]):
+            _core.set_isa(isa)
+            for threads in (1, 2, 3):
+                program = loads(data, threads)
+                found.add(program(x).tobytes())
+                winograd = isa in {"avx2", "avx512vnni", "neon"}
+                assert (
+                    program.nodes[0]["kernel"] == f"{'winograd' if winograd else 'direct'}__{isa}"
+                )
+    finally:
+        _core.set_isa(None)
+    assert len(found) == 1
+
+
 def thread_states():
     """State and voluntary context switches of the other threads of this process."""
     found = {}

@@ -408,6 +408,7 @@ bool Packer::may_use_winograd() const {
 // Whether |sum((m * code - zero) * x)| < 2^25 for all activations.
 bool Packer::sums_stay_small(const Block& b) const {
   constexpr int64_t kMost = (int64_t{1} << 25) / 128 - 1;
+  constexpr int64_t kLongest = int64_t{1} << 22;  // what fits an int32 sum
   for (size_t n = 0; n < b.rows.size(); ++n) {
     const Row& r = b.rows[n];
     if (r.is_hole()) continue;
@@ -416,8 +417,10 @@ bool Packer::sums_stay_small(const Block& b) const {
     const int64_t largest = std::max<int64_t>(std::abs(zero), std::abs(highest));
     if (largest > 255) return false;
     if (largest * shape_.reduction <= kMost) continue;
-    int64_t sum = 0;
-    for (int64_t i = 0; i < shape_.reduction; ++i) sum += std::abs(m * codes(n)[i] - zero);
+    if (shape_.reduction > kLongest) return false;
+    int32_t sum = 0;
+    const uint8_t* code = codes(n);
+    for (int64_t k = 0; k < shape_.reduction; ++k) sum += std::abs(m * code[k] - zero);
     if (sum > kMost) return false;
   }
   return true;
