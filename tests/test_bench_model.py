@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +149,27 @@ def test_latency_of_layers_by_width(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*arguments[:3], "--data", "none", "--json", str(table)])
     assert result.exit_code == 2
     assert "data: found none" in result.output or "which is no folder" in result.output
+
+
+def test_verification_of_a_program_passes_and_finds_a_wrong_node(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    path = Path(__file__).resolve().parent.parent / "bench/verify.py"
+    spec = importlib.util.spec_from_file_location("verify", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    b = Builder(5)
+    q = b.quant()
+    x = b.input((6, 5, 8), q, "nchw")
+    layer = b.layer("conv2d", (16, 8, 3, 3), q, q, "relu", padding=1, bits=4)
+    y = b.node("conv2d", [x], (6, 5, 16), q, layer=layer)
+    b.output(b.node("mean_rows", [y], (16,)))
+    file = tmp_path / "net.dfq"
+    dfq.write(file, b.tensors, b.network)
+    source = tool.network_of(str(file), tmp_path / "cache")
+    assert tool.verify(source, "8", [1, 2], tmp_path)
+    expected = np.load(tmp_path / "net-file/expected.npy")
+    assert expected.shape == (1, 16)
+    right = tool.oracle
+    monkeypatch.setattr(tool, "oracle", lambda *given: [y + 1 for y in right(*given)])
+    assert not tool.verify(source, "8", [1], None)
+    assert "oracle: 2 nodes differ: conv2d0, mean_rows1" in capsys.readouterr().out
