@@ -1,8 +1,23 @@
+#include <array>
+#include <cstring>
+
 #include "dispatch/dispatch.h"
 #include "kernels/node_args.h"
 #include "ops/node_checks.h"
 
 namespace defakeq {
+namespace {
+
+constexpr int64_t kWide = 64;  // channels from which rows fill vectors well enough
+
+// How many rows are read as one: a power of two that divides their number and makes them `kWide`.
+int64_t rows_as_one(int64_t rows, int64_t channels) {
+  int64_t count = 1;
+  while (count * channels < kWide && rows % (2 * count) == 0) count *= 2;
+  return count;
+}
+
+}  // namespace
 
 void lookup(const int8_t* x, int64_t count, const int8_t* table, int8_t* out, Parallel& parallel) {
   check_size("count", count);
@@ -35,6 +50,17 @@ void binary(BinaryFn fn, const Operand& a, const Operand& b, Broadcast b_shape, 
   check_operand("a", a);
   check_operand("b", b);
   BinaryArgs args{fn, a, b, b_shape, channels, result_post(out), out.data};
+  std::array<char, 2 * kWide * sizeof(float)> repeated;
+  if (b_shape != Broadcast::kRow) {
+    const int64_t count = rows_as_one(rows, channels);
+    if (count > 1 && b_shape == Broadcast::kChannel) {
+      const int64_t bytes = channels * (b.dtype == DType::kInt8 ? 1 : 4);
+      for (int64_t i = 0; i < count; ++i) std::memcpy(&repeated[i * bytes], b.data, bytes);
+      args.b.data = repeated.data();
+    }
+    args.channels *= count;
+    rows /= count;
+  }
   args.post.activation = activation;
   share(parallel, rows, args.channels,
         [&](int64_t, int64_t begin, int64_t end) { kernels().binary(args, begin, end); });
