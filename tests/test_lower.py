@@ -170,3 +170,22 @@ def test_complex_numbers_stay_with_torch():
     with torch.no_grad():
         exact = model(x)
         assert (converted(x) - exact).abs().max() <= 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("bits", "computed"), [(8, 2), (4, 0)])
+def test_the_first_layers_silu_is_computed(bits: int, computed: int):
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 3, groups=8) for _ in range(3))]
+    parts = [part for layer in layers for part in (layer, nn.SiLU())]
+    model = nn.Sequential(*parts, nn.Conv2d(8, 2, 1)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    plan = QuantPlan.uniform(model, bits)
+    converted = convert(model, x[:1], plan, calibration=[x], backend="program")
+    tensors, network = converted.file()
+    nodes = [node for node in network["program"]["nodes"] if node["op"] == "conv2d"][:4]
+    direct = [network["layers"][node["layer"]]["activation"] == "silu" for node in nodes]
+    assert direct == [number < computed for number in range(4)]
+    assert ["table" in node for node in nodes] == [not fused for fused in direct]
+    (found,) = reference_program.run((tensors, network), [x[:1].numpy()])
+    assert converted(x[:1]).numpy().tobytes() == found.tobytes()
+    assert all(node.ok for node in converted.check(x[:1]))

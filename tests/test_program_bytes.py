@@ -39,6 +39,18 @@ def binary(b, q, out):
                 b.output(b.node("binary", [x, other], (9, 37), out, **ends))
 
 
+def binary_of_few_channels(b, q, out):
+    for rows, channels in ((40, 3), (12, 24), (64, 1), (6, 40)):
+        shape = (rows, channels)
+        x, y = b.input(shape, q), b.input(shape, OTHER)
+        others = [
+            b.constant(b.rng.uniform(0.5, 2, size).astype(np.float32))
+            for size in ((channels,), (1,), (rows, 1))
+        ]
+        for other in [y, *others]:
+            b.output(b.node("binary", [x, other], shape, out, fn="sub", activation="relu"))
+
+
 def convert(b, q, out):
     x = b.input((6, 5, 21), q, "nchw")
     b.output(b.node("convert", [x], (6, 5, 21), out), "nchw")
@@ -175,8 +187,8 @@ def gates(b, q, out):
 
 
 CASES = (
-    unary, binary, convert, layer_norm, rows, pooling, interpolate, products, layers, movement,
-    depthwise, gates,
+    unary, binary, binary_of_few_channels, convert, layer_norm, rows, pooling,
+    interpolate, products, layers, movement, depthwise, gates,
 )  # fmt: skip
 
 

@@ -169,6 +169,15 @@ def find_groups(captured: Captured) -> dict[Node, Group]:
     return groups
 
 
+def first_layers(captured: Captured, count: int) -> set[Node]:
+    """The layers that fewer than `count` others come before, on the longest way from an input."""
+    before: dict[Node, int] = {}
+    for node in captured.nodes:
+        ways = [before[x] + (x.target in LAYERS) for x in node.all_input_nodes if x in before]
+        before[node] = max(ways, default=0)
+    return {node for node, n in before.items() if node.target in LAYERS and n < count}
+
+
 def members(group: Group) -> list[Node]:
     """The group's nodes from the layer to the last."""
     found = [group.layer]

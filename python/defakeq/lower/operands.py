@@ -21,6 +21,7 @@ from defakeq.lower.groups import (
     Gate,
     find_gates,
     find_groups,
+    first_layers,
     members,
 )
 from defakeq.lower.layers import LayerSpec
@@ -100,6 +101,7 @@ class Operands:
         self.plan = plan
         self.draft = Draft()
         self.groups = find_groups(captured)
+        self.first = first_layers(captured, 2)
         plans = {group.layer: self.plan_of(group.layer) for group in self.groups.values()}
         self.asked = Asked(captured, self.groups, plans, PLAIN_VIEWS | IDENTITIES)
         self.parts: dict[Node, Ref] = {}

@@ -270,10 +270,12 @@ class Products(Moves, Pooling):
         shape = (*space, len(layout))
         attributes: dict[str, Any] = {"layer": spec.name}
         as_float = as_float or node in self.floats
-        rectified = function is not None and function.name in ("relu", "relu6")
+        direct = function is not None and (
+            function.name in ("relu", "relu6") or self._computed(group, spec)
+        )
         if as_float and function is not None and function.name not in EPILOGUE:
             as_float = False
-        if as_float or function is None or rectified:
+        if as_float or function is None or direct:
             quant = None if as_float else self.key(node)
             spec.activation = function.name or "none" if function is not None else "none"
         else:
@@ -295,6 +297,17 @@ class Products(Moves, Pooling):
         if group.channels_first:
             index = index.permute(2, 0, 1)
         return Ref((out,), index.reshape(self.captured.shapes[node]), node)
+
+    def _computed(self, group: Group, spec: LayerSpec) -> bool:
+        """Whether a function is computed of float sums where a table would do.
+
+        A table reads rounded sums, and near the picture, where the traces of a forgery are finest,
+        that costs the most. SiLU takes long to compute, so only the first layers have it, and only
+        where the weights' rounding does not outweigh it.
+        """
+        assert group.function is not None
+        planned = spec.plan is not None and spec.plan.bits == 8
+        return group.function.name == "silu" and planned and group.layer in self.first
 
     # channels that stay float
 
