@@ -217,7 +217,10 @@ def test_latency_budget_narrows_layers(data, monkeypatch):
     found = _run(
         model, data, size=0.6, latency=5.0 + 240.0, latency_table=table, prune=False, veft=False
     )
-    assert sum(10 * layer["bits"] for layer in found.report["layers"]) <= 240
+    bits = sum(10 * layer["bits"] for layer in found.report["layers"])
+    assert bits <= 240
+    assert found.report["latency"]["predicted"] == 5.0 + bits
+    assert found.report["latency"]["measured"] > 0
     with pytest.raises(ValueError, match="more than 5"):
         _run(model, data, latency=5.0, latency_table=table)
 

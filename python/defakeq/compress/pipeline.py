@@ -18,7 +18,7 @@ from defakeq.compress.calibration import Calibration
 from defakeq.compress.choice import SUMMARY, Chosen, Task, choose_options
 from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph, margin
-from defakeq.compress.latency import LatencyTable
+from defakeq.compress.latency import LatencyTable, microseconds
 from defakeq.compress.presets import Preset, preset
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, reconstruct
@@ -314,7 +314,11 @@ class _Run:
                     f"size: found a file of {sizes[key]} bytes; asked was {self.budget}"
                 )
         part = sizes["size"] / checkpoint_bytes(self.source)
-        found.report = {**sizes, "part": part, **found.report}
+        latency = {"measured": microseconds(model, images[:1])}
+        if self.latency is not None:
+            layers = sum(option.latency for option in chosen.options.values())
+            latency["predicted"] = self.table.other + layers
+        found.report = {**sizes, "part": part, "latency": latency, **found.report}
         return found
 
 

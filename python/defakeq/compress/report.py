@@ -152,6 +152,10 @@ def to_html(document: Mapping[str, Any]) -> str:
         ("integer-only", f"{document['integer_size']:,} bytes"),
         ("asked", f"{document['asked']:.2%}, {document['budget']:,} bytes"),
         ("bits a weight", f"{document['bits_a_weight']:.2f}"),
+        (
+            "microseconds a picture, one thread",
+            ", ".join(f"{v:.0f} {k}" for k, v in document["latency"].items()),
+        ),
         ("hurt most", ", ".join(document["hurt_most"])),
         ("seconds", ", ".join(f"{k} {v}" for k, v in document["seconds"].items())),
     ]
