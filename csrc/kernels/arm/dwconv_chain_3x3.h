@@ -96,20 +96,24 @@ struct DwChainRows {
         "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", \
         "v25", "v26", "v27", "v28", "v29", "v30", "v31")
 
-#define DQ_ROWS_NEAR                                                       \
-  DQ_LOAD_NEAR(r0)                                                         \
-  DQ_FIRST(DQ_UPPER, DQ_NEAR)                                              \
-  DQ_LOAD_NEAR(r1)                                                         \
-  DQ_SECOND(DQ_UPPER, DQ_NEAR)                                             \
-  DQ_FIRST(DQ_LOWER, DQ_NEAR) DQ_LOAD_NEAR(r2) DQ_THIRD(DQ_UPPER, DQ_NEAR) \
-      DQ_SECOND(DQ_LOWER, DQ_NEAR) DQ_LOAD_NEAR(r3) DQ_THIRD(DQ_LOWER, DQ_NEAR)
-#define DQ_ROWS_FAR                                                                     \
-  DQ_LOAD_FAR(r0)                                                                       \
-  DQ_FIRST(DQ_UPPER, DQ_FAR)                                                            \
-  DQ_LOAD_FAR(r1)                                                                       \
-  DQ_SECOND(DQ_UPPER, DQ_FAR)                                                           \
-  DQ_LOAD_FAR(r2) DQ_THIRD(DQ_UPPER, DQ_FAR) DQ_FIRST(DQ_LOWER, DQ_FAR) DQ_LOAD_FAR(r3) \
-      DQ_SECOND(DQ_LOWER, DQ_FAR) DQ_LOAD_FAR(r4) DQ_THIRD(DQ_LOWER, DQ_FAR)
+#define DQ_ROWS_NEAR           \
+  DQ_LOAD_NEAR(r0)             \
+  DQ_FIRST(DQ_UPPER, DQ_NEAR)  \
+  DQ_LOAD_NEAR(r1)             \
+  DQ_SECOND(DQ_UPPER, DQ_NEAR) \
+  DQ_FIRST(DQ_LOWER, DQ_NEAR)  \
+  DQ_LOAD_NEAR(r2)             \
+  DQ_THIRD(DQ_UPPER, DQ_NEAR)  \
+  DQ_SECOND(DQ_LOWER, DQ_NEAR) DQ_LOAD_NEAR(r3) DQ_THIRD(DQ_LOWER, DQ_NEAR)
+#define DQ_ROWS_FAR           \
+  DQ_LOAD_FAR(r0)             \
+  DQ_FIRST(DQ_UPPER, DQ_FAR)  \
+  DQ_LOAD_FAR(r1)             \
+  DQ_SECOND(DQ_UPPER, DQ_FAR) \
+  DQ_LOAD_FAR(r2)             \
+  DQ_THIRD(DQ_UPPER, DQ_FAR)  \
+  DQ_FIRST(DQ_LOWER, DQ_FAR)  \
+  DQ_LOAD_FAR(r3) DQ_SECOND(DQ_LOWER, DQ_FAR) DQ_LOAD_FAR(r4) DQ_THIRD(DQ_LOWER, DQ_FAR)
 
 // `pairs` > 0 pairs of outputs of both rows; the pointers move on. kBare: the bounds are int8's.
 template <int kStride, bool kBare>
