@@ -60,11 +60,7 @@ inline void dw_copy_pixels(const DwBlock& k, int64_t iy, int8_t* row) {
     for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, load_bytes(x, k.n));
     return;
   }
-  for (; count >= 4; count -= 4, out += 4 * kBlock) {
-    int8x16x4_t four;
-    for (auto& pixel : four.val) pixel = load_step(x, stride);
-    vst1q_s8_x4(out, four);
-  }
+  for (; count >= 4; count -= 4) copy_four(x, stride, out);
   for (; count > 0; --count, x += stride, out += kBlock) vst1q_s8(out, vld1q_s8(x));
 }
 

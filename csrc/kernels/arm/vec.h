@@ -145,6 +145,15 @@ DQ_INLINE int8x16_t load_step(const int8_t*& p, int64_t step) {
 DQ_INLINE void store_step(int8_t*& p, int64_t step, int8x16_t bytes) {
   __asm__ volatile("st1 {%1.16b}, [%0], %2" : "+r"(p) : "w"(bytes), "r"(step) : "memory");
 }
+// Four times 16 bytes, `step` apart, to adjacent ones; both pointers move on.
+DQ_INLINE void copy_four(const int8_t*& p, int64_t step, int8_t*& out) {
+  __asm__ volatile(
+      "ld1 {v0.16b}, [%0], %2\n\tld1 {v1.16b}, [%0], %2\n\tld1 {v2.16b}, [%0], %2\n\t"
+      "ld1 {v3.16b}, [%0], %2\n\tst1 {v0.16b, v1.16b, v2.16b, v3.16b}, [%1], #64"
+      : "+r"(p), "+r"(out)
+      : "r"(step)
+      : "memory", "v0", "v1", "v2", "v3");
+}
 
 }  // namespace
 }  // namespace defakeq
