@@ -81,8 +81,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], net
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as when the disk is full
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # as when the disk is full
         raise
 
 

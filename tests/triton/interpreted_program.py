@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from program_builder import Builder
 from test_program_bytes import CASES, KINDS, OTHER
+from test_program_bytes import convert as one_conversion
 
 from defakeq import QuantPlan, convert, networks, save
 from defakeq_kernels import dfq, reference_program
@@ -82,7 +83,7 @@ def test_constants_made_of_columns() -> None:
 
 def test_wrong_inputs_are_named() -> None:
     b = Builder(1)
-    CASES[2](b, None, None)
+    one_conversion(b, None, None)
     program = GpuProgram(b.tensors, b.network, DEVICE)
     with pytest.raises(ValueError, match=r"input .*: found \[1, 3, 3, 3\]; accepted is"):
         program([torch.zeros(1, 3, 3, 3, device=DEVICE)])
@@ -98,7 +99,7 @@ def test_the_op_keeps_a_program_while_its_bytes_live() -> None:
     from defakeq_kernels.triton import program as module
 
     b = Builder(3)
-    CASES[2](b, None, None)
+    one_conversion(b, None, None)
     data = torch.frombuffer(bytearray(dfq.dumps(b.tensors, b.network)), dtype=torch.uint8)
     x = torch.randn(2, 21, 6, 5).to(DEVICE)
     (y,) = module.run_program(data, [x], [3, 21, 6, 5])

@@ -56,7 +56,7 @@ def gradient(scorer: Scorer, image: ByteImage) -> FloatImage | None:
     try:
         out = scorer.probabilities(x).clamp(1e-7, 1 - 1e-7)
         (found,) = torch.autograd.grad(torch.logit(out).sum(), x, allow_unused=True)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # the latter from a module that a user wrote
         return None
     if found is None or not bool(found.any()):
         return None
