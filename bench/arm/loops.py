@@ -59,6 +59,12 @@ LOOPS = (
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
+        "winograd 3x3, smlal",
+        "neon/dq_winograd",
+        "winograd_products",
+        ("cortex-a72", "cortex-a53"),
+    ),
+    Loop(
         "dwconv 3x3, few bits, smlal",
         "neon/dq_dwconv",
         "dw_chain_rows<true, 3, 1>",
