@@ -43,8 +43,10 @@ def estimates(
             if not ours or work not in macs:
                 continue
             products = float(macs[work])
-            if row["instructions"] < products * loop["instructions"] / loop["macs"]:
-                loop, products = by_name.get((WINOGRAD, board.model), loop), products / 4
+            winograd = by_name.get((WINOGRAD, board.model))
+            fewer = row["instructions"] < products * loop["instructions"] / loop["macs"]
+            if winograd is not None and fewer:
+                loop, products = winograd, products / 4
             inside = products * loop["instructions"] / loop["macs"]
             cycles = products / loop["mac_per_cycle"] + max(row["instructions"] - inside, 0) / 2
             found.append(

@@ -105,7 +105,7 @@ def write_whole(path: Path, content: bytes | Callable[[Any], None]) -> None:
         if isinstance(error, RuntimeError):
             free = shutil.disk_usage(path.parent).free
             raise OSError(f"{path}: cannot be written; {free} bytes are free there") from error
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 
