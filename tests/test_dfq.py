@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_packed import assert_same, random_packed
 
-from defakeq_kernels import _core, dfq
+from defakeq_kernels import _core, compact, dfq
 from defakeq_kernels.packed import PackedWeight, Segment, pack_codes
 from defakeq_kernels.quantize import ActQuant, int8_out, quantize_weight
 
@@ -151,12 +153,13 @@ def test_random_layers_come_back(seed: int) -> None:
     assert dfq.dumps(*got) == data
 
 
-def test_a_file_is_a_safetensors_file() -> None:
+def test_a_plain_file_is_a_safetensors_file_of_named_arrays() -> None:
     tensors, network = sample()
-    stored = safetensors.numpy.load(dfq.dumps(tensors, network))
-    keys = ["conv.seg0.scale", "conv.seg1.scale", "fc.seg0.scale"]
-    joined = np.concatenate([tensors.pop(key).ravel() for key in keys])
-    assert_equal_tensors(stored, {**tensors, "*.scale": joined})
+    data = dfq.dumps(tensors, network, "plain")
+    assert_equal_tensors(safetensors.numpy.load(data), tensors)
+    got_tensors, got_network = dfq.loads(data)
+    assert got_network == network
+    assert_equal_tensors(got_tensors, tensors)
 
 
 def many_layers() -> tuple[dfq.Tensors, dfq.Network]:
@@ -175,37 +178,104 @@ def many_layers() -> tuple[dfq.Tensors, dfq.Network]:
     return tensors, network
 
 
-def test_arrays_of_all_layers_are_joined() -> None:
+def test_a_compact_file_joins_the_arrays_of_a_type() -> None:
     tensors, network = many_layers()
+    tensors["empty"] = np.zeros((0, 3), np.int64)
+    tensors["scalar"] = np.array(2.5, np.float32)
     data = dfq.dumps(tensors, network)
     stored = safetensors.numpy.load(data)
-    codes = {f"layer{i}.seg0.codes" for i in range(3)}
-    half = {"layer2.seg1.codes", "layer2.seg1.out_index"}
-    assert stored.keys() == {"*.scale", "*.zero_point", "*.bias"} | codes | half
-    assert stored["*.scale"].shape == stored["*.zero_point"].shape == (5 + 3 * 3 + 3,)
-    assert stored["*.zero_point"].dtype == np.int8
+    assert stored.keys() == {"*.F32", "*.F16", "*.I8", "*.I32", "*.I64", "*.U8"}
+    assert sum(array.nbytes for array in stored.values()) == sum(
+        array.nbytes for array in tensors.values()
+    )
+    assert len(data) < 0.6 * len(dfq.dumps(tensors, network, "plain"))
     got_tensors, got_network = dfq.loads(data)
     assert got_network == network
     assert_equal_tensors(got_tensors, tensors)
-    assert native_refusal(data) == ""
+    summary = _core.parse_dfq(data)
+    assert summary["tensors"].keys() == tensors.keys()
 
 
-def test_an_array_that_a_layer_lacks_is_not_joined() -> None:
-    tensors, network = many_layers()
-    del tensors["layer1.bias"]
-    wide = tensors["layer0.seg0.zero_point"].astype(np.int16)
-    tensors["layer0.seg0.zero_point"] = wide
-    data = dfq.dumps(tensors, network)
-    stored = safetensors.numpy.load(data)
-    assert {key for key in stored if key.startswith("*")} == {"*.scale"}
-    assert_equal_tensors(dfq.loads(data)[0], tensors)
-    assert native_refusal(data) == ""
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 300, 30000]), st.sampled_from([1, 6, 255]))
+def test_both_readers_inflate_any_text(seed: int, length: int, letters: int) -> None:
+    """Texts that compress well, hardly, and with all kinds of blocks."""
+    rng = np.random.default_rng(seed)
+    text = "".join(chr(32 + int(n)) for n in rng.integers(0, letters, length))
+    network = {"layers": {}, "text": text * int(rng.integers(1, 4))}
+    data = dfq.dumps({}, network)
+    assert dfq.loads(data)[1] == network
+    assert _core.parse_dfq(data)["metadata"]["network"] == compact_text(data)
+
+
+def compact_text(data: bytes) -> str:
+    return compact.inflated(split(data)[0]["__metadata__"]["network"]).decode()
+
+
+@pytest.mark.parametrize("strategy", [zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE])
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_both_readers_inflate_what_any_encoder_writes(level: int, strategy: int) -> None:
+    text = json.dumps({"layers": {}, "text": "abcabcabd" * 9000 + str(list(range(3000)))})
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+    packed = packer.compress(text.encode()) + packer.flush()
+    data = with_network(base64.b64encode(packed).decode())
+    assert dfq.loads(data)[1] == json.loads(text)
+    assert _core.parse_dfq(data)["metadata"]["network"] == text
+
+
+def with_network(text: str) -> bytes:
+    header, payload = split(dfq.dumps({}, {"layers": {}}))
+    header["__metadata__"]["network"] = text
+    return join(header, payload)
+
+
+def test_bent_streams_are_refused_by_both_readers_or_read_alike() -> None:
+    text = json.dumps({"layers": {}, "text": "abcabcabd" * 40 + str(list(range(300)))}).encode()
+    refused = 0
+    for seed in range(3000):
+        rng = np.random.default_rng([3, seed])
+        packer = zlib.compressobj(int(rng.integers(10)), zlib.DEFLATED, -15)
+        packed = bytearray(packer.compress(text) + packer.flush())
+        if seed % 3 == 0:
+            del packed[int(rng.integers(len(packed))) :]
+        else:
+            at = int(rng.integers(min(len(packed), 4 if seed % 3 == 1 else 1 << 20)))
+            packed[at] ^= 1 << int(rng.integers(8))
+        data = with_network(base64.b64encode(packed).decode())
+        ours, theirs = read_or_refuse(data), native_refusal(data)
+        assert isinstance(ours, str) == bool(theirs), (seed, ours, theirs)
+        if theirs:
+            refused += 1
+            assert str(ours).startswith("network")
+            assert theirs.startswith("network")
+        else:
+            assert _core.parse_dfq(data)["metadata"]["network"] == compact_text(data), seed
+    assert 1500 < refused < 2900
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "QUJD", "e30", "e30=", "qwA\n", "qw A", "qwAA=A==", "====", "qwB=", "[]", "qwA=qwA="],
+)
+def test_text_that_is_no_network_is_refused(text: str) -> None:
+    data = with_network(text)
+    for message in (refusal(data), native_refusal(data)):
+        assert message.startswith("network: found "), message
+
+
+def test_a_text_beyond_the_limit_is_refused() -> None:
+    """A few kilobytes that would become 32 megabytes."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(b'{"layers":{}' + b" " * (1 << 25) + b"}") + packer.flush()
+    data = with_network(base64.b64encode(packed).decode())
+    for message in (refusal(data), native_refusal(data)):
+        assert re.match("network: found a bad deflate stream.*16777216 bytes", message), message
 
 
 def test_a_file_leaves_out_default_fields() -> None:
     tensors, network = many_layers()
     network["program"] = {"values": [{"scale": 0.5, "bits": 8}, {"scale": 0.5, "bits": 4}, {}]}
-    data = dfq.dumps(tensors, network)
+    data = dfq.dumps(tensors, network, "plain")
     stored = json.loads(split(data)[0]["__metadata__"]["network"])
     assert stored["layers"]["layer0"].keys() == {"kind", "shape", "bits", "act", "out"}
     assert stored["layers"]["layer1"]["group_size"] == 4
@@ -214,25 +284,45 @@ def test_a_file_leaves_out_default_fields() -> None:
     assert dfq.loads(data)[1] == network
 
 
-JOINT_FAULTS: list[tuple[Callable[[dfq.Tensors], Any], str]] = [
-    (lambda t: t.update({"*.scale": t["*.scale"][:-1]}), r"\*.scale"),
-    (lambda t: t.update({"*.bias": np.append(t["*.bias"], np.float32(0))}), r"\*.bias"),
-    (lambda t: t.update({"*.bias": t["*.bias"][None]}), r"\*.bias"),
-    (lambda t: t.update({"layer1.bias": t["*.bias"][:3]}), "layer1.bias"),
-    (lambda t: t.update({"*.scale": t["*.scale"].view(np.int32)}), "layer0.seg0.scale"),
-    (lambda t: t["*.bias"].fill(np.inf), "layer0.bias"),
-    (lambda t: t.update({"*.zero_point": t["*.zero_point"].view(np.uint8)}), "layer0.seg0.zero"),
-    (lambda t: t.pop("*.scale"), "layer0.seg0.scale"),
-    (lambda t: t.pop("layer1.seg0.codes"), "layer1.seg0.codes|layer1.seg0.out_index"),
+def shapes_of(network: dict[str, Any], code: str) -> dict[str, Any]:
+    found: dict[str, Any] = network["tensors"][code]
+    return found
+
+
+JOINT_FAULTS: list[tuple[Callable[[dfq.Tensors, dict[str, Any]], Any], str]] = [
+    (lambda t, n: t.update({"*.F32": t["*.F32"][:-1]}), r"network\.tensors\.F32\.layer2"),
+    (lambda t, n: t.update({"*.F32": np.append(t["*.F32"], t["*.F32"])}), r"network\.tensors\.F32"),
+    (lambda t, n: t.update({"*.F32": t["*.F32"][None]}), r"tensor .\*\.F32"),
+    (lambda t, n: t.pop("*.U8"), r"tensor .\*\.U8"),
+    (
+        lambda t, n: t.update({"layer1.bias": t["*.F32"][:3]}),
+        r"network\.tensors\.F32\.layer1\.bias",
+    ),
+    (lambda t, n: n["tensors"].pop("U8"), r"layer0\.seg0\.(codes|out_index)"),
+    (lambda t, n: n["tensors"].update(F32=3), r"network\.tensors\.F32"),
+    (lambda t, n: n.update(tensors=[]), r"network\.tensors"),
+    (lambda t, n: n.update(tensors=None), r"network\.tensors"),
+    (lambda t, n: n["tensors"].update(X9={}), r"tensor .\*\.X9"),
+    (
+        lambda t, n: shapes_of(n, "F32").update({"layer0.bias": [-5]}),
+        r"network\.tensors\.F32\.layer0",
+    ),
+    (lambda t, n: shapes_of(n, "F32").update({"layer0.bias": [2**62, 2**62]}), r"network\.tensors"),
+    (lambda t, n: shapes_of(n, "F32").update({"layer0.bias": 5}), r"network\.tensors\.F32\.layer0"),
+    (lambda t, n: shapes_of(n, "F32").update({"layer0.bias": [1] * 9}), r"network\.tensors\.F32"),
+    (lambda t, n: shapes_of(n, "U8").pop("layer2.seg0.codes"), r"network\.tensors\.U8"),
 ]
 
 
 @pytest.mark.parametrize(("change", "named"), JOINT_FAULTS)
 def test_a_wrong_joint_tensor_is_named(change: Any, named: str) -> None:
-    header, payload = split(dfq.dumps(*many_layers()))
+    data = dfq.dumps(*many_layers())
+    header, payload = split(data)
     metadata = header["__metadata__"]
     raw = payload_tensors(header, payload)
-    change(raw)
+    network = json.loads(compact_text(data))
+    change(raw, network)
+    metadata["network"] = compact.deflated(json.dumps(network))
     header, payload = split(safetensors.numpy.save(raw))
     data = join({"__metadata__": metadata, **header}, payload)
     for message in (refusal(data), native_refusal(data)):
@@ -247,9 +337,13 @@ def payload_tensors(header: dict[str, Any], payload: bytes) -> dfq.Tensors:
     return {key: array.copy() for key, array in safetensors.numpy.load(data).items()}
 
 
-def test_names_of_joint_tensors_are_kept() -> None:
-    with pytest.raises(ValueError, match=r"^tensor name: found '\*\.bias'"):
-        dfq.dumps({"*.bias": np.zeros(1, np.float32)}, {"layers": {}})
+def test_names_that_the_file_needs_are_kept() -> None:
+    with pytest.raises(ValueError, match=r"^tensor name: found '\*\.F32'"):
+        dfq.dumps({"*.F32": np.zeros(1, np.float32)}, {"layers": {}})
+    with pytest.raises(ValueError, match=r"^network\.tensors: found 3"):
+        dfq.dumps({}, {"layers": {}, "tensors": 3})
+    with pytest.raises(ValueError, match=r"^form: found 'small'"):
+        dfq.dumps({}, {"layers": {}}, "small")
 
 
 def test_equal_networks_give_equal_bytes() -> None:
@@ -270,7 +364,11 @@ def test_the_native_reader_agrees() -> None:
     summary = _core.read_dfq(str(SAMPLE))
     assert [layer["name"] for layer in summary["layers"]] == ["conv", "fc"]
     assert summary["tensors"].keys() == sample()[0].keys()
-    files = dfq.dumps(*sample()), dfq.dumps(*many_layers()), SAMPLE.read_bytes()
+    files = (
+        dfq.dumps(*sample(), "plain"),
+        dfq.dumps(*many_layers(), "plain"),
+        dfq.dumps(*many_layers()),
+    )
     read = 0
     for seed in range(6000):
         rng = np.random.default_rng([1, seed])
@@ -340,7 +438,7 @@ def test_add_layer_names_the_fault() -> None:
 
 def edited(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
     """The sample with a change to its header and network, sealed again."""
-    header, payload = split(dfq.dumps(*sample()))
+    header, payload = split(dfq.dumps(*sample(), "plain"))
     network = json.loads(header["__metadata__"]["network"])
     change(header, network["layers"])
     if isinstance(header["__metadata__"], dict):
@@ -368,9 +466,9 @@ HEADER_FAULTS: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda _, n: n["conv"].update(shape=[4, 5, 3, 2]), r"conv.seg\d.out_index"),
     (lambda _, n: n["conv"].update(padding=[0, 1, 2]), "conv.padding"),
     (lambda _, n: n["conv"].update(group_size="4"), "conv.group_size"),
-    (lambda _, n: n["conv"].update(bits=[2, 4, 15]), r"\*.scale"),
+    (lambda _, n: n["conv"].update(bits=[2, 4, 15]), "conv.seg2.scale"),
     (lambda _, n: n["conv"].update(bits=[2, 4]), "conv.half_in_weight"),
-    (lambda _, n: n["conv"].update(bits=[2, 4, 16, 8]), "conv.seg3.codes"),
+    (lambda _, n: n["conv"].update(bits=[2, 4, 16, 8]), "conv.seg3.out_index"),
     (lambda _, n: n["conv"].update(act=None), "conv.act"),
     (lambda _, n: n["conv"]["act"].update(mode="some"), "conv.act.mode"),
     (lambda _, n: n["conv"]["act"].update(scale=0), "conv.act.scale"),
@@ -388,7 +486,7 @@ def test_read_names_the_field(change: Any, named: str) -> None:
 
 
 def test_read_names_bad_text_and_sizes() -> None:
-    good = dfq.dumps(*sample())
+    good = dfq.dumps(*sample(), "plain")
     header, payload = split(good)
     text = json.dumps(header, separators=(",", ":")).encode()
     twice = text[:-1] + b',"table":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}}'
@@ -408,8 +506,9 @@ def test_read_names_bad_text_and_sizes() -> None:
     assert refusal(join(header, payload)).startswith("network: found more than 32 levels")
 
 
-def test_every_byte_is_guarded() -> None:
-    good = dfq.dumps(*sample())
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_every_byte_is_guarded(form: str) -> None:
+    good = dfq.dumps(*sample(), form)
     for at in range(len(good)):
         bent = bytearray(good)
         bent[at] ^= 1 << at % 8
@@ -470,7 +569,7 @@ def bent_table(rng: np.random.Generator, good: bytes) -> bytes:
 
 
 def test_ten_thousand_mutations_are_refused_by_name_or_read_well() -> None:
-    good = dfq.dumps(*sample())
+    good = dfq.dumps(*sample(), "plain")
     tensors, network = dfq.loads(good)
     read = 0
     for seed in range(10_000):

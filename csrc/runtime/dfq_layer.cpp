@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -28,8 +27,8 @@ constexpr int kHalfBits = 16;
 
 class LayerReader {
  public:
-  LayerReader(const DfqFile& file, JointTensors* joint, const std::string& name, const Json& json)
-      : file_(file), joint_(joint), name_(name), json_(json) {}
+  LayerReader(const DfqFile& file, const std::string& name, const Json& json)
+      : file_(file), name_(name), json_(json) {}
 
   DfqLayer read() {
     object("network.layers." + name_, &json_);
@@ -49,7 +48,7 @@ class LayerReader {
     } else if (half != nullptr) {
       bad(field("half_in_weight"), "a tensor", "none without half_in_index");
     }
-    if (const TensorView* bias = find_or_part("bias", "bias", {stored_outputs_})) {
+    if (const TensorView* bias = find("bias")) {
       require(field("bias"), bias, TensorType::kFloat32, {stored_outputs_});
       spec_.bias = data<float>(*bias);
       check_floats(field("bias"), *bias);
@@ -64,16 +63,6 @@ class LayerReader {
   const TensorView* find(const std::string& key) const {
     const auto it = file_.tensors.find(field(key));
     return it == file_.tensors.end() ? nullptr : &it->second;
-  }
-
-  // The tensor `key` of this layer, or what is its part of the one that all layers share.
-  const TensorView* find_or_part(const std::string& key, const char* array,
-                                 const std::vector<int64_t>& shape) {
-    const TensorView* own = find(key);
-    if (!joint_->has(array)) return own;
-    if (own != nullptr) bad(field(key), "a tensor", "none beside *." + std::string(array));
-    parts_.push_back(joint_->take(array, shape));
-    return &parts_.back();
   }
 
   template <typename T>
@@ -269,11 +258,11 @@ class LayerReader {
       }
     }
     const std::vector<int64_t> shape = {s->count, scale_groups_};
-    const TensorView* scales = find_or_part(scale, "scale", shape);
+    const TensorView* scales = find(scale);
     require(field(scale), scales, TensorType::kFloat32, shape);
     s->scale = data<float>(*scales);
     check_floats(field(scale), *scales);
-    if (const TensorView* view = find_or_part(zero, "zero_point", shape)) {
+    if (const TensorView* view = find(zero)) {
       if (view->dtype == TensorType::kInt8 && view->shape == shape) {
         s->zero_point = widened<int8_t>(*view);
       } else if (view->dtype == TensorType::kInt16 && view->shape == shape) {
@@ -323,7 +312,6 @@ class LayerReader {
   }
 
   const DfqFile& file_;
-  JointTensors* joint_;
   const std::string& name_;
   const Json& json_;
   LayerSpec spec_;
@@ -333,14 +321,12 @@ class LayerReader {
   bool has_rest_ = false;  // whether a segment leaves out its outputs, and which
   size_t rest_ = 0;
   std::vector<std::shared_ptr<const std::vector<int32_t>>> derived_;
-  std::deque<TensorView> parts_;  // of the tensors that all layers share
 };
 
 }  // namespace
 
-DfqLayer read_layer(const DfqFile& file, JointTensors* joint, const std::string& name,
-                    const Json& json) {
-  return LayerReader(file, joint, name, json).read();
+DfqLayer read_layer(const DfqFile& file, const std::string& name, const Json& json) {
+  return LayerReader(file, name, json).read();
 }
 
 }  // namespace defakeq

@@ -24,7 +24,6 @@ from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost, payload
 from defakeq.compress.statistics import LayerStatistics
 from defakeq.prunable import Channels
 
-SUMMARY = 600  # bytes of the summary that a file carries
 _TRIES = 6
 _FOLDING = 8.0  # reconstruction takes back most of a rounding error, little of a folding error
 _RESERVE = 0.01  # of the file, for restored channels
@@ -124,7 +123,7 @@ class Task:
             for name, state in chosen.initial(self.graph).items()
         }
         program = converted(self.graph.model, states, self.ranges, mixed=False)
-        return self.budget - SUMMARY - self.reserve() - file_size(program)[1]
+        return self.budget - self.reserve() - file_size(program)[1]
 
     def refused(self, missing: float, what: str) -> Refused:
         """The error of a budget that cannot be kept."""
@@ -254,7 +253,7 @@ def _solved(
         return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
 
     if below < math.inf:  # the best there is if the file had nothing beside the layers
-        whole = task.budget - SUMMARY - task.reserve()
+        whole = task.budget - task.reserve()
         if solve(replace(problem, budget=float(whole))).cost >= below:
             raise ValueError(f"size: found no allocation that costs less than {below}")
     return _within_budget(task, problem, chosen_of)
@@ -265,7 +264,7 @@ def _within_budget(
 ) -> tuple[Chosen, float]:
     """Solves, packs, and tightens by what the file has beside the layers' tensors."""
     least = sum(min(o.size for o in found) for found in problem.layers.values())
-    layers = max(0.93 * task.budget - 90.0 * len(problem.layers), float(least))
+    layers = max(0.93 * task.budget - 40.0 * len(problem.layers), float(least))
     kept: tuple[Chosen, float] | None = None
     for _ in range(_TRIES):
         allocation = solve(replace(problem, budget=layers))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from defakeq.compress.graph import Layer
 from defakeq_kernels.packed import HALF_BITS, row_bytes
 
-# JSON of a further segment: three entries in the file's table and a width.
-SEGMENT_JSON = 400
+# What a further segment takes of the header: two or three names with their shapes, and a width.
+SEGMENT_JSON = 40
 
 
 @dataclass(frozen=True)
