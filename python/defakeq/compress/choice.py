@@ -119,7 +119,7 @@ class Task:
     def room(self, chosen: Chosen) -> int:
         """Bytes left by a file with nearest codes, as large as its numbers may make it."""
         states = {
-            name: replace(state, bias=_some(state))
+            name: replace(state, bias=_some(state)).narrow()
             for name, state in chosen.initial(self.graph).items()
         }
         program = converted(self.graph.model, states, self.ranges, mixed=False)

@@ -276,6 +276,7 @@ class _Run:
         states: dict[str, State],
         blocks: list[BlockResult],
     ) -> Compressed:
+        states = {name: state.narrow() for name, state in states.items()}
         images = self._ranges()
         # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
