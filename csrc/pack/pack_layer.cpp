@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "pack/check_layer.h"
 #include "pack/codes.h"
 #include "pack/half.h"
+#include "pack/joined_pixels.h"
 #include "pack/packed_layer.h"
 #include "pack/refuse.h"
 #include "pack/shuffle_plan.h"
@@ -113,6 +115,9 @@ class Packer {
   std::vector<Block> blocks_;
   std::vector<int32_t> slot_channel_, channel_slot_, in_index_;
   ShuffleTables gather_, scatter_, residual_;
+  // the layer of several pixels at once, where there is one
+  std::unique_ptr<JoinedPixels> joined_;
+  std::unique_ptr<Packer> joined_packer_;
   int64_t weights_at_ = 0;  // where the weights start; they are written whole
   // the codes of the rows of one block, a byte each
   std::vector<uint8_t> codes_;
@@ -313,6 +318,12 @@ void Packer::plan() {
   if (!residual_.first.empty()) h.residual = place_shuffle(residual_, at);
   if (shape_.depthwise) {
     h.dw_weight = at.take(int64_t{h.int_blocks} * ((s_.kernel[0] + 3) / 4) * s_.kernel[1] * 64);
+  }
+  h.joined_pixels = JoinedPixels::count(s_, shape_);
+  if (h.joined_pixels > 1) {
+    joined_ = std::make_unique<JoinedPixels>(s_, shape_);
+    joined_packer_ = std::make_unique<Packer>(joined_->spec());
+    h.joined = at.take(joined_packer_->bytes());
   }
   weights_at_ = at.end();
   for (Block& b : blocks_) {
@@ -518,6 +529,7 @@ void Packer::write(char* blob) {
   std::memset(blob, 0, static_cast<size_t>(weights_at_));
   write_parameters(blob);
   write_weights(blob);
+  if (joined_ != nullptr) joined_packer_->write(blob + head_.joined);
   write_table(slot_channel_, head_.slot_channel, blob);
   write_table(channel_slot_, head_.channel_slot, blob);
   if (!in_index_.empty()) {
