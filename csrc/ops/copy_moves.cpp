@@ -223,11 +223,18 @@ void run_move(const MoveArgs& args, CopyMove move, const Range& repeats, const R
   if (move.counts[2] == 1 || move.from_steps[2] == 1) {
     return copy_runs(outer, inner, run, from, to);
   }
-  // Tiles along the dimension whose inputs are adjacent.
-  const bool by_repeats = move.from_steps[0] == 1 && move.counts[0] > 1;
-  const bool tiles = (by_repeats || move.from_steps[1] == 1) && (bytes == 1 || bytes == 4);
-  const Dimension& along = by_repeats ? outer : inner;
+  // Tiles along the dimension whose inputs are adjacent, forwards or backwards.
+  const auto adjacent = [&](int d) { return std::abs(move.from_steps[d]) == 1; };
+  const bool by_repeats = adjacent(0) && move.counts[0] > 1;
+  const bool tiles = (by_repeats || adjacent(1)) && (bytes == 1 || bytes == 4);
+  Dimension along = by_repeats ? outer : inner;
   const Dimension& rest = by_repeats ? inner : outer;
+  if (along.from < 0) {
+    from += (along.count - 1) * along.from;
+    to += (along.count - 1) * along.to;
+    along.from = -along.from;
+    along.to = -along.to;
+  }
   for (int64_t i = 0; i < rest.count; ++i) {
     const char* x = from + i * rest.from;
     char* y = to + i * rest.to;

@@ -772,12 +772,14 @@ Copy make_copy(Random& random) {
     return c;
   }
   const int a = random.in(1, 40), b = random.in(1, 40);
-  // of [repeats][a][b] or [a][b][repeats]
+  // of [repeats][a][b] or [a][b][repeats], one of them backwards now and then
   const int across = kind == 1 ? 1 : c.repeats;
+  const bool back = random.one_in(3), back_step = kind == 2 && random.one_in(3);
   for (int j = 0; j < b; ++j) {
     for (int i = 0; i < a; ++i) {
-      c.index.push_back((i * b + j) * across);
-      c.step.push_back(kind == 1 ? a * b : 1);
+      const int first = back_step ? c.repeats - 1 : 0;
+      c.index.push_back((i * b + (back ? b - 1 - j : j)) * across + first);
+      c.step.push_back(kind == 1 ? a * b : back_step ? -1 : 1);
     }
   }
   c.chunks.push_back(int64_t{a} * b * c.repeats);
