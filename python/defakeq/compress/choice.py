@@ -15,6 +15,7 @@ from defakeq.compress.allocate import ActOption, Allocation, Option, Problem, so
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import converted, file_size
 from defakeq.compress.graph import Graph
+from defakeq.compress.greedy import greedy
 from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset
 from defakeq.compress.quantized import State
@@ -253,7 +254,7 @@ def _solved(
             )
         return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
 
-    if below < math.inf:  # the best there is if the file had nothing beside the layers
+    if below < math.inf and task.preset.exact:  # if the file had nothing beside the layers
         whole = task.budget - SUMMARY - task.reserve()
         if solve(replace(problem, budget=float(whole))).cost >= below:
             raise ValueError(f"size: found no allocation that costs less than {below}")
@@ -267,8 +268,9 @@ def _within_budget(
     least = sum(min(o.size for o in found) for found in problem.layers.values())
     layers = max(0.93 * task.budget - 90.0 * len(problem.layers), float(least))
     kept: tuple[Chosen, float] | None = None
+    solver = solve if task.preset.exact else greedy
     for _ in range(_TRIES):
-        allocation = solve(replace(problem, budget=layers))
+        allocation = solver(replace(problem, budget=layers))
         chosen = chosen_of(allocation)
         left = task.room(chosen)
         room = float(allocation.size + left)

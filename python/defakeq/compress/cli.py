@@ -41,7 +41,7 @@ def compress(
         Path | None,
         typer.Option(help="Folder of finished stages, to continue from; OUT.work if left out."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars, no table.")] = False,
 ) -> None:
