@@ -60,11 +60,12 @@ class _State:
         for name, options in problem.layers.items():
             for group in options[0].levels:
                 self.touching[group].append(name)
+        self.at: dict[tuple[str, tuple[int, ...]], list[Option]] = {}
+        for name, options in problem.layers.items():
+            for option in options:
+                self.at.setdefault((name, tuple(option.levels.values())), []).append(option)
         self.options = {name: min(self._own(name), key=self.cost) for name in problem.layers}
-
-    @property
-    def size(self) -> int:
-        return sum(option.size for option in self.options.values())
+        self.size = sum(option.size for option in self.options.values())
 
     def cost(self, option: Option) -> float:
         """What an option costs, with its time."""
@@ -72,8 +73,8 @@ class _State:
 
     def _own(self, name: str) -> list[Option]:
         """A layer's options at the present levels."""
-        found = self.problem.layers[name]
-        return [o for o in found if all(self.levels[g] == at for g, at in o.levels.items())]
+        groups = self.problem.layers[name][0].levels
+        return self.at[name, tuple(self.levels[g] for g in groups)]
 
     def steps(self) -> Iterator[tuple[dict[str, Option], dict[int, int]]]:
         """What may change next."""
@@ -89,12 +90,11 @@ class _State:
         moved = {}
         for name in self.touching[group]:
             old = self.options[name]
-            wanted = {**old.levels, group: level}
+            levels = tuple({**old.levels, group: level}.values())
             moved[name] = next(
                 option
-                for option in self.problem.layers[name]
+                for option in self.at[name, levels]
                 if (option.bits, option.symmetric) == (old.bits, old.symmetric)
-                and dict(option.levels) == wanted
             )
         return moved
 
@@ -112,5 +112,6 @@ class _State:
 
     def take(self, options: dict[str, Option], levels: dict[int, int]) -> None:
         """Takes a step."""
+        self.size += self.change(options, levels)[1]
         self.options.update(options)
         self.levels.update(levels)
