@@ -44,10 +44,10 @@ def greedy(problem: Problem) -> Allocation:
             f"budget: found {problem.budget:.0f} bytes for the layers; accepted is at least "
             f"{state.size}, which single steps reach"
         )
-    levels = tuple(state.levels[g] for g in range(len(problem.groups)))
+    chosen = tuple(state.levels[g] for g in range(len(problem.groups)))
     cost = sum(map(state.cost, state.options.values()))
-    cost += sum(problem.groups[g][level] for g, level in enumerate(levels))
-    return Allocation(state.options, levels, {}, cost, state.size)
+    cost += sum(problem.groups[g][level] for g, level in enumerate(chosen))
+    return Allocation(state.options, chosen, {}, cost, state.size)
 
 
 class _State:
