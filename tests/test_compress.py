@@ -281,8 +281,10 @@ def _invoke(*arguments):
 
 def test_command_line(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "preset", lambda name: QUICK)
-    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    monkeypatch.setattr("defakeq.compress.checks.preset", lambda name: QUICK)
     out, page, document = tmp_path / "m.dfq", tmp_path / "r.html", tmp_path / "r.json"
+    unfinished = tmp_path / ".m.dfq.7.abcd.part"  # of a run that was killed while it wrote
+    unfinished.touch()
     result = _invoke(
         "compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out,
         "--size", "0.2", "--report", page, "--json", document,
@@ -290,6 +292,7 @@ def test_command_line(pictures, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     report = json.loads(document.read_text())
     assert report["size"] == out.stat().st_size
+    assert not unfinished.exists()
     assert "auc_model" in report["calibration"]
     assert "<h2>Layers</h2>" in page.read_text()
     assert not (tmp_path / "m.dfq.work").exists()
@@ -317,7 +320,7 @@ def test_a_detectors_file_carries_the_summary():
 
 
 def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    monkeypatch.setattr("defakeq.compress.checks.preset", lambda name: QUICK)
     out = tmp_path / "m.dfq"
     words = ("compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out)
     words = (*words, "--size", "0.2", "--quiet")

@@ -113,8 +113,8 @@ def drifts(rows: list[dict[str, Any]], videos: Sequence[str]) -> list[dict[str, 
     runs: dict[tuple[str, float, str], list[Floats]] = {}
     for row in rows:
         if row["method"] != "float" and "scores" in row and row["detector"] in floats:
-            exact = _logits(floats[row["detector"]]["scores"])
-            off = np.square(_logits(row["scores"]) - exact) / exact.var()
+            exact = logits(floats[row["detector"]]["scores"])
+            off = np.square(logits(row["scores"]) - exact) / exact.var()
             key = (row["detector"], row["size"], label(row))
             runs.setdefault(key, []).append(off)
     names, video = np.unique(np.asarray(videos), return_inverse=True)
@@ -130,7 +130,8 @@ def drifts(rows: list[dict[str, Any]], videos: Sequence[str]) -> list[dict[str, 
     return found
 
 
-def _logits(scores: Sequence[float]) -> Floats:
+def logits(scores: Sequence[float]) -> Floats:
+    """The logits of probabilities, those beyond `_EDGE` as if they were there."""
     inside = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
     return np.asarray(np.log(inside / (1 - inside)))
 
