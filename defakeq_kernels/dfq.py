@@ -21,8 +21,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from defakeq_kernels import defaults, joint_tensors
-from defakeq_kernels.checks import is_integer, refuse, shown
+from defakeq_kernels import compact, defaults
+from defakeq_kernels.checks import refuse, shown
 from defakeq_kernels.packed import FLOAT_OUT, NO_ACT, PackedWeight
 from defakeq_kernels.quantize import ACTIVATIONS, check_act, check_out
 
@@ -30,7 +30,6 @@ FORMAT = "defakeq"
 VERSION = "1"
 MAX_HEADER = 1 << 24
 MAX_DEPTH = 32
-MAX_RANK = 8
 
 Tensors = dict[str, NDArray[Any]]
 Network = dict[str, Any]
@@ -53,9 +52,15 @@ _DTYPES = {
 _HEADER_START = (f'{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}","crc32":"').encode()
 _CRC_AT = 8 + len(_HEADER_START)
 _CRC_BLANK = b"00000000"
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], network: Any) -> None:
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    network: Any,
+    form: str = "compact",
+) -> None:
     """Writes a file as a whole: it appears under `path` complete, or not at all.
 
     Args:
@@ -63,12 +68,14 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], net
         tensors: arrays by name, those of the layers and any others.
         network: {"layers": {name: description}, ...}; everything else in it is the caller's, of
             the types that JSON has. `add_layer` makes descriptions.
+        form: of the header: "compact", or "plain" for other readers of safetensors files, which
+            then find each array by its name.
 
     Raises:
-        ValueError: a wrong tensor or network, by name. Nothing is written.
+        ValueError: a wrong tensor, network or form, by name. Nothing is written.
         OSError: the file cannot be written.
     """
-    data = dumps(tensors, network)
+    data = dumps(tensors, network, form)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "found no such folder", str(path.parent))
@@ -96,20 +103,26 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Network]:
     return loads(Path(path).read_bytes())
 
 
-def dumps(tensors: Mapping[str, NDArray[Any]], network: Any) -> bytes:
-    """The bytes of a file; equal arguments give equal bytes."""
+def dumps(tensors: Mapping[str, NDArray[Any]], network: Any, form: str = "compact") -> bytes:
+    """The bytes that `write` writes; equal arguments and versions of zlib give equal bytes."""
+    if form not in ("compact", "plain"):
+        refuse("form", shown(form), '"compact" or "plain"')
     arrays: Tensors = {}
     for name, array in tensors.items():
         if not isinstance(name, str) or name in ("", "__metadata__"):
             refuse("tensor name", shown(name), "a non-empty string that is not __metadata__")
+        if name.startswith(compact.PREFIX):
+            refuse("tensor name", shown(name), f"one that does not start with {compact.PREFIX}")
         if (
             not isinstance(array, np.ndarray)
             or array.dtype.newbyteorder("=") not in _DTYPES.values()
         ):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             refuse(f"tensor {shown(name)}", str(found), f"a numpy array of {sorted(_DTYPES)}")
-        if array.ndim > MAX_RANK:
-            refuse(f"tensor {shown(name)}", f"{array.ndim} dimensions", f"at most {MAX_RANK}")
+        if array.ndim > compact.MAX_RANK:
+            refuse(
+                f"tensor {shown(name)}", f"{array.ndim} dimensions", f"at most {compact.MAX_RANK}"
+            )
         arrays[name] = np.asarray(array, order="C")
     try:
         text = json.dumps(
@@ -119,19 +132,32 @@ def dumps(tensors: Mapping[str, NDArray[Any]], network: Any) -> bytes:
         raise ValueError(f"network: found {error}; accepted is what JSON can hold") from error
     parsed = _parse("network", text.encode("utf-8", "surrogatepass"))
     _check_network(arrays, parsed)
-    text = json.dumps(defaults.left_out(parsed), ensure_ascii=False, separators=(",", ":"))
-    raw = safetensors.numpy.save(joint_tensors.join(arrays, parsed["layers"]))
-    length = int.from_bytes(raw[:8], "little")
-    entries = json.loads(raw[8 : 8 + length])
-    tail = json.dumps(text, ensure_ascii=False)
-    table = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))[1:-1]
-    header = _HEADER_START + _CRC_BLANK + f'","network":{tail}}}'.encode()
-    header += (f",{table}}}" if table else "}").encode()
-    header += b" " * (-len(header) % 8)
+    if "tensors" in parsed:
+        refuse("network.tensors", shown(parsed["tensors"]), "nothing: the key is kept for the file")
+    stored = defaults.left_out(parsed)
+    if form == "plain":
+        header, payload = _encoded(arrays, _text(stored))
+    else:
+        joined, stored["tensors"] = compact.join(arrays, _CODES)
+        header, payload = _encoded(joined, compact.deflated(_text(stored)))
     if len(header) > MAX_HEADER:
         refuse("header length", str(len(header)), f"at most {MAX_HEADER}")
-    data = len(header).to_bytes(8, "little") + header + raw[8 + length :]
+    data = len(header).to_bytes(8, "little") + header + payload
     return data[:_CRC_AT] + _checksum(data) + data[_CRC_AT + len(_CRC_BLANK) :]
+
+
+def _text(network: Any) -> str:
+    return json.dumps(network, ensure_ascii=False, separators=(",", ":"))
+
+
+def _encoded(tensors: Tensors, network: str) -> tuple[bytes, bytes]:
+    """(header, payload) of a file whose checksum has not been filled in."""
+    raw = safetensors.numpy.save(tensors)
+    length = int.from_bytes(raw[:8], "little")
+    table = _text(json.loads(raw[8 : 8 + length]))[1:-1]
+    header = _HEADER_START + _CRC_BLANK + f'","network":{_text(network)}}}'.encode()
+    header += (f",{table}}}" if table else "}").encode()
+    return header + b" " * (-len(header) % 8), raw[8 + length :]
 
 
 def loads(data: bytes) -> tuple[Tensors, Network]:
@@ -143,14 +169,18 @@ def loads(data: bytes) -> tuple[Tensors, Network]:
     computed = _checksum(data).decode()
     if crc != computed:
         refuse("crc32", shown(crc), f"{computed}, the checksum of the content")
-    network = _parse("network", network_text.encode())
+    if not network_text.startswith("{"):
+        network = _parse("network", compact.inflated(network_text))
+    else:
+        network = _parse("network", network_text.encode())
     try:
         tensors = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ValueError(f"header: found {error}; accepted is a safetensors file") from error
-    layers = _layers(network)
+    _layers(network)
+    if "tensors" in network:
+        tensors = compact.split(tensors, network.pop("tensors"))
     defaults.fill(network)
-    tensors = joint_tensors.split(tensors, layers)
     _check_network(tensors, network)
     return tensors, network
 
@@ -338,9 +368,9 @@ def _check_table(header: Mapping[str, Any], payload: int) -> None:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             refuse(f"{field} dtype", shown(dtype), f"one of {sorted(_DTYPES)}")
-        if not _naturals(shape) or len(shape) > MAX_RANK:
-            refuse(f"{field} shape", shown(shape), f"up to {MAX_RANK} sizes")
-        if not _naturals(offsets) or len(offsets) != 2:
+        if not compact.is_shape(shape):
+            refuse(f"{field} shape", shown(shape), f"up to {compact.MAX_RANK} sizes")
+        if not compact.is_shape(offsets) or len(offsets) != 2:
             refuse(f"{field} data_offsets", shown(offsets), "two offsets")
         begin, end = offsets
         item = _DTYPES[dtype].itemsize
@@ -361,10 +391,6 @@ def _check_table(header: Mapping[str, Any], payload: int) -> None:
         at = end
     if at != payload:
         refuse("data_offsets", f"{at} bytes of tensors", f"the {payload} of the file")
-
-
-def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(is_integer(v) and v >= 0 for v in value)
 
 
 def _layers(network: Any) -> dict[str, dict[str, Any]]:

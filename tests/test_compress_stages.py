@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from defakeq.compress.allocate import ActOption, Option, Problem
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.greedy import greedy
-from defakeq.compress.quantized import calling
+from defakeq.compress.grid import Grid
+from defakeq.compress.quantized import State, calling
 from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import quantize_weight
 
@@ -377,7 +379,29 @@ def test_payload_is_what_a_layer_stores(bits, symmetric):
 
 
 def _stored(packed):
+    """Bytes of a layer's tensors with scales that float16 holds."""
+
+    def narrow(segment):
+        if segment.scale is None:
+            return segment
+        return replace(segment, scale=segment.scale.astype(np.float16).astype(np.float32))
+
+    packed = replace(packed, segments=tuple(map(narrow, packed.segments)))
     return sum(array.nbytes for array in packed.to_tensors("layer").values())
+
+
+def test_narrow_states_keep_what_float16_cannot_hold():
+    scale = torch.tensor([0.1, 0.2, 0.3])
+    codes = torch.tensor([[0.0, 3.0], [1.0, 2.0], [2.0, 2.0]])
+    zero = torch.full((3,), 2.0)
+    state = State(Grid(2, scale, zero), codes, torch.tensor([1e-9, 0.7, -3.0]), torch.zeros(3, 2))
+    found = state.narrow()
+    assert torch.equal(found.grid.scale[:2], scale[:2].half().float())
+    assert found.grid.scale[2] == 1.0  # of weights that are all zero
+    assert torch.equal(found.bias, state.bias.half().float())
+    tiny = replace(state, grid=Grid(2, scale * 1e-6, zero), bias=state.bias * 1e6)
+    assert torch.equal(tiny.narrow().grid.scale[:2], tiny.grid.scale[:2])
+    assert torch.equal(tiny.narrow().bias, tiny.bias)
 
 
 def test_checkpoint_is_four_bytes_a_value():

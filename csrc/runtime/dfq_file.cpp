@@ -13,9 +13,12 @@
 #include <string_view>
 #include <tuple>
 
+#include "runtime/base64.h"
 #include "runtime/crc32.h"
 #include "runtime/dfq_layer.h"
 #include "runtime/fields.h"
+#include "runtime/inflate.h"
+#include "runtime/joint_tensors.h"
 #include "runtime/json.h"
 #include "runtime/tensor_type.h"
 
@@ -32,6 +35,7 @@ using fields::object;
 using fields::shown;
 
 constexpr uint64_t kMaxHeader = uint64_t{1} << 24;
+constexpr size_t kMaxNetwork = size_t{1} << 24;
 constexpr size_t kMaxRank = 8;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kCrcDigits = 8;
@@ -57,19 +61,15 @@ TensorView read_entry(const std::string& field, const Json& entry, const uint8_t
   view.dtype = fields::one_of<TensorType>(field + " dtype", entry.find("dtype"), kTensorTypeNames);
   const int64_t element = kTensorTypeBytes[static_cast<size_t>(view.dtype)];
   const Json::Array& shape = list(field + " shape", entry.find("shape"), 0, kMaxRank);
-  bool empty = false;
   for (const Json& size : shape) {
     view.shape.push_back(integer(field + " shape", &size, 0, INT64_MAX));
-    empty = empty || view.shape.back() == 0;
   }
-  int64_t bytes = empty ? 0 : element;
-  for (const int64_t size : view.shape) {
-    if (!empty && bytes > payload_bytes / size) {
-      bad(field + " shape", shown(view.shape),
-          "no more than the " + std::to_string(payload_bytes) + " bytes of the file");
-    }
-    bytes *= size;
+  const int64_t count = element_count(view.shape, payload_bytes / element);
+  if (count < 0) {
+    bad(field + " shape", shown(view.shape),
+        "no more than the " + std::to_string(payload_bytes) + " bytes of the file");
   }
+  const int64_t bytes = count * element;
   const Json::Array& offsets = list(field + " data_offsets", entry.find("data_offsets"), 2, 2);
   const int64_t begin = integer(field + " data_offsets", &offsets[0], 0, payload_bytes);
   const int64_t end = integer(field + " data_offsets", &offsets[1], begin, payload_bytes);
@@ -143,15 +143,31 @@ void check_crc(const std::string& digits, const uint8_t* data, size_t bytes) {
   }
 }
 
+// The network's JSON, which a compact header has as base64 of a deflate stream.
+void unpack_network(std::string* text) {
+  if (text->substr(0, 1) == "{") return;
+  std::vector<uint8_t> packed;
+  if (!decode_base64(*text, &packed) || packed.empty()) {
+    bad("network", shown_string(*text), "JSON, or base64 of a deflate stream of it");
+  }
+  try {
+    *text = inflate(packed, kMaxNetwork);
+  } catch (const std::runtime_error& error) {
+    bad("network", std::string("a bad deflate stream, ") + error.what(),
+        "a whole one, of at most " + std::to_string(kMaxNetwork) + " bytes");
+  }
+}
+
 void read_layers(DfqFile* file) {
+  unpack_network(&file->metadata["network"]);
   const Json network = parse_json("network", file->metadata["network"]);
   object("network", &network);
-  JointTensors joint(*file);
+  const Json* tensors = network.find("tensors");
+  if (tensors != nullptr) split_joint_tensors(*tensors, file);
   for (const auto& [name, json] : object("network.layers", network.find("layers"))) {
     if (name.empty()) bad("network.layers", "an empty name", "a non-empty string");
-    file->layers.push_back(read_layer(*file, &joint, name, json));
+    file->layers.push_back(read_layer(*file, name, json));
   }
-  joint.require_all_taken();
 }
 
 }  // namespace

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
+#include <iterator>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "pack/half.h"
 #include "runtime/fields.h"
 #include "runtime/tensor_type.h"
 
@@ -28,8 +29,8 @@ constexpr int kHalfBits = 16;
 
 class LayerReader {
  public:
-  LayerReader(const DfqFile& file, JointTensors* joint, const std::string& name, const Json& json)
-      : file_(file), joint_(joint), name_(name), json_(json) {}
+  LayerReader(const DfqFile& file, const std::string& name, const Json& json)
+      : file_(file), name_(name), json_(json) {}
 
   DfqLayer read() {
     object("network.layers." + name_, &json_);
@@ -49,11 +50,7 @@ class LayerReader {
     } else if (half != nullptr) {
       bad(field("half_in_weight"), "a tensor", "none without half_in_index");
     }
-    if (const TensorView* bias = find_or_part("bias", "bias", {stored_outputs_})) {
-      require(field("bias"), bias, TensorType::kFloat32, {stored_outputs_});
-      spec_.bias = data<float>(*bias);
-      check_floats(field("bias"), *bias);
-    }
+    if (find("bias") != nullptr) spec_.bias = read_floats("bias", {stored_outputs_});
     read_epilogue();
     return {name_, std::move(spec_), std::move(derived_)};
   }
@@ -64,16 +61,6 @@ class LayerReader {
   const TensorView* find(const std::string& key) const {
     const auto it = file_.tensors.find(field(key));
     return it == file_.tensors.end() ? nullptr : &it->second;
-  }
-
-  // The tensor `key` of this layer, or what is its part of the one that all layers share.
-  const TensorView* find_or_part(const std::string& key, const char* array,
-                                 const std::vector<int64_t>& shape) {
-    const TensorView* own = find(key);
-    if (!joint_->has(array)) return own;
-    if (own != nullptr) bad(field(key), "a tensor", "none beside *." + std::string(array));
-    parts_.push_back(joint_->take(array, shape));
-    return &parts_.back();
   }
 
   template <typename T>
@@ -269,11 +256,8 @@ class LayerReader {
       }
     }
     const std::vector<int64_t> shape = {s->count, scale_groups_};
-    const TensorView* scales = find_or_part(scale, "scale", shape);
-    require(field(scale), scales, TensorType::kFloat32, shape);
-    s->scale = data<float>(*scales);
-    check_floats(field(scale), *scales);
-    if (const TensorView* view = find_or_part(zero, "zero_point", shape)) {
+    s->scale = read_floats(scale, shape);
+    if (const TensorView* view = find(zero)) {
       if (view->dtype == TensorType::kInt8 && view->shape == shape) {
         s->zero_point = widened<int8_t>(*view);
       } else if (view->dtype == TensorType::kInt16 && view->shape == shape) {
@@ -294,6 +278,23 @@ class LayerReader {
   const int32_t* widened(const TensorView& view) {
     const T* narrow = data<T>(view);
     auto wide = std::make_shared<std::vector<int32_t>>(narrow, narrow + view.nbytes / sizeof(T));
+    derived_.push_back(wide);
+    return wide->data();
+  }
+
+  // Finite floats of 32 bits, or of 16, which are widened.
+  const float* read_floats(const std::string& key, const std::vector<int64_t>& shape) {
+    const TensorView* view = find(key);
+    if (view == nullptr || view->dtype != TensorType::kFloat16 || view->shape != shape) {
+      require(field(key), view, TensorType::kFloat32, shape);
+      check_floats(field(key), *view);
+      return data<float>(*view);
+    }
+    check_halves(field(key), *view);
+    const auto* narrow = data<uint16_t>(*view);
+    auto wide = std::make_shared<std::vector<float>>();
+    std::transform(narrow, narrow + view->nbytes / sizeof(uint16_t), std::back_inserter(*wide),
+                   half_to_float);
     derived_.push_back(wide);
     return wide->data();
   }
@@ -323,7 +324,6 @@ class LayerReader {
   }
 
   const DfqFile& file_;
-  JointTensors* joint_;
   const std::string& name_;
   const Json& json_;
   LayerSpec spec_;
@@ -332,15 +332,13 @@ class LayerReader {
   std::vector<bool> stored_;
   bool has_rest_ = false;  // whether a segment leaves out its outputs, and which
   size_t rest_ = 0;
-  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived_;
-  std::deque<TensorView> parts_;  // of the tensors that all layers share
+  std::vector<std::shared_ptr<const void>> derived_;
 };
 
 }  // namespace
 
-DfqLayer read_layer(const DfqFile& file, JointTensors* joint, const std::string& name,
-                    const Json& json) {
-  return LayerReader(file, joint, name, json).read();
+DfqLayer read_layer(const DfqFile& file, const std::string& name, const Json& json) {
+  return LayerReader(file, name, json).read();
 }
 
 }  // namespace defakeq

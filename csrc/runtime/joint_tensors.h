@@ -1,29 +1,14 @@
-// The tensors of a file that hold one array of every layer: `*.scale`, `*.zero_point`, `*.bias`.
+// The tensors of a file with a compact header: one for each element type, and a table of their
+// parts.
 #pragma once
 
-#include <cstdint>
-#include <map>
-#include <string>
-#include <vector>
-
 #include "defakeq/dfq_file.h"
+#include "runtime/json.h"
 
 namespace defakeq {
 
-// Hands them out part by part, in the order of the layers and their segments. Throws
-// std::runtime_error naming the tensor that is too short, too long or of another shape.
-class JointTensors {
- public:
-  explicit JointTensors(const DfqFile& file);
-
-  bool has(const std::string& array) const { return left_.count(array) != 0; }
-  // The next elements of *.`array`, as many as `shape` has: sizes of tensors of the file.
-  TensorView take(const std::string& array, const std::vector<int64_t>& shape);
-  // Once every layer has its parts, nothing is left.
-  void require_all_taken() const;
-
- private:
-  std::map<std::string, TensorView> left_;  // by array
-};
+// Puts the parts in the place of the joint tensors of `file`. Throws std::runtime_error that names
+// the wrong entry.
+void split_joint_tensors(const Json& table, DfqFile* file);
 
 }  // namespace defakeq

@@ -13,6 +13,16 @@ inline constexpr const char* kTensorTypeNames[] = {"BOOL", "U8",  "I8",  "I16", 
                                                    "I32",  "U32", "F32", "I64", "U64", "F64"};
 inline constexpr int64_t kTensorTypeBytes[] = {1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8};
 
+// The elements of a shape, or -1 for more than `most`.
+inline int64_t element_count(const std::vector<int64_t>& shape, int64_t most) {
+  int64_t count = 1;
+  for (const int64_t size : shape) {
+    if (size == 0) return 0;
+    count = count < 0 || size > most / count ? -1 : count * size;
+  }
+  return count;
+}
+
 // For messages: "F32 with shape [2, 3]".
 inline std::string shown(TensorType type, const std::vector<int64_t>& shape) {
   return std::string(kTensorTypeNames[static_cast<size_t>(type)]) + " with shape " +

@@ -138,20 +138,21 @@ Draft conv_draft() {
   return d;
 }
 
-// Two layers whose scales, zero points and biases are joined, with the default fields left out.
+// Two layers whose arrays are joined by type, with the default fields left out.
 Draft joint_draft() {
   Draft d;
   const std::string rest =
       R"("bits":[4],"act":{"mode":"none","scale":1,"zero_point":0},"out":{"dtype":"float32",)"
       R"("scale":1,"zero_point":0}})";
   d.network = R"({"layers":{"b":{"kind":"linear","shape":[2,3],)" + rest +
-              R"(,"a":{"kind":"linear","shape":[1,6],"group_size":4,)" + rest + "}}";
+              R"(,"a":{"kind":"linear","shape":[1,6],"group_size":4,)" + rest + "}" +
+              R"(,"tensors":{"F32":{"a.bias":[1],"a.seg0.scale":[1,2],"b.bias":[2],)" +
+              R"("b.seg0.scale":[2,1]},"I8":{"a.seg0.zero_point":[1,2],)" +
+              R"("b.seg0.zero_point":[2,1]},"U8":{"a.seg0.codes":[1,3],"b.seg0.codes":[2,2]}}})";
   d.tensors = {
-      {"*.bias", "F32", "[3]", bytes_of<float>({1, 2, 3})},
-      {"*.scale", "F32", "[4]", bytes_of<float>({.5f, .25f, 1, 2})},
-      {"*.zero_point", "I8", "[4]", {8, 0xFF, 7, 6}},
-      {"a.seg0.codes", "U8", "[1,3]", {0x21, 0x43, 0x65}},
-      {"b.seg0.codes", "U8", "[2,2]", {0x21, 0x03, 0x54, 0x06}},
+      {"*.F32", "F32", "[7]", bytes_of<float>({3, 1, 2, 1, 2, .5f, .25f})},
+      {"*.I8", "I8", "[4]", {7, 6, 8, 0xFF}},
+      {"*.U8", "U8", "[7]", {0x21, 0x43, 0x65, 0x21, 0x03, 0x54, 0x06}},
   };
   return d;
 }
@@ -392,7 +393,7 @@ TEST(DfqFile, ReadsConvolutionsAndFreeTensors) {
   EXPECT_TRUE(read_or_refuse(build(empty_draft())));
 }
 
-TEST(DfqFile, ReadsJointTensorsInTheOrderOfTheLayers) {
+TEST(DfqFile, ReadsThePartsOfJointTensors) {
   const Bytes bytes = build(joint_draft());
   const DfqFile file = parse_dfq(bytes.data(), bytes.size());
   expect_consistent(file, bytes);
@@ -411,26 +412,51 @@ TEST(DfqFile, ReadsJointTensorsInTheOrderOfTheLayers) {
 }
 
 TEST(DfqFile, NamesTheWrongJointTensor) {
-  const auto with = [](size_t i, const char* shape, const Bytes& data) {
+  const auto with = [](size_t i, const char* dtype, const char* shape, const Bytes& data) {
     Draft d = joint_draft();
+    d.tensors[i].dtype = dtype;
     d.tensors[i].shape = shape;
     d.tensors[i].data = data;
     return d;
   };
-  EXPECT_REFUSED(with(0, "[2]", bytes_of<float>({1, 2})), "*.bias");
-  EXPECT_REFUSED(with(0, "[4]", bytes_of<float>({1, 2, 3, 4})), "*.bias");
-  EXPECT_REFUSED(with(0, "[1,3]", bytes_of<float>({1, 2, 3})), "*.bias");
-  EXPECT_REFUSED(with(1, "[3]", bytes_of<float>({1, 2, 3})), "*.scale");
-  EXPECT_REFUSED(with(1, "[0]", {}), "*.scale");
+  const Bytes floats = bytes_of<float>({1, 2, 3, 4, 5, 6});
+  EXPECT_REFUSED(with(0, "F32", "[6]", floats), "network.tensors.F32.b.seg0.scale");
+  EXPECT_REFUSED(with(0, "F32", "[2,3]", floats), "tensor \"*.F32\"");
+  EXPECT_REFUSED(with(0, "I32", "[7]", joint_draft().tensors[0].data), "b.seg0.scale");
+  EXPECT_REFUSED(with(1, "I8", "[5]", {1, 2, 3, 4, 5}), "network.tensors.I8");
+  EXPECT_REFUSED(with(1, "I8", "[0]", {}), "network.tensors.I8.a.seg0.zero_point");
+  EXPECT_REFUSED(with(1, "U8", "[4]", {1, 2, 3, 4}), "b.seg0.zero_point");
   Draft d = joint_draft();
   d.tensors.insert(d.tensors.begin(), {"a.bias", "F32", "[1]", bytes_of<float>({1})});
-  EXPECT_REFUSED(d, "a.bias");
+  EXPECT_REFUSED(d, "network.tensors.F32.a.bias");
   d = joint_draft();
-  d.tensors[1].dtype = "I32";
-  EXPECT_REFUSED(d, "b.seg0.scale");
-  d = joint_draft();
-  d.tensors[2].dtype = "U8";
-  EXPECT_REFUSED(d, "b.seg0.zero_point");
+  d.tensors.pop_back();
+  EXPECT_REFUSED(d, "tensor \"*.U8\"");
+  const auto edited = [](const std::string& from, const std::string& to) {
+    Draft draft = joint_draft();
+    draft.network.replace(draft.network.find(from), from.size(), to);
+    return draft;
+  };
+  EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":[9])"), "network.tensors.F32.a.bias");
+  EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":[-1])"), "network.tensors.F32.a.bias");
+  EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":7)"), "network.tensors.F32.a.bias");
+  EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":[4611686018427387904,4])"),
+                 "network.tensors.F32.a.bias");
+  EXPECT_REFUSED(edited(R"("U8":{)", R"("U8":3,"x":{)"), "network.tensors.U8");
+  EXPECT_REFUSED(edited(R"("tensors":{)", R"("tensors":[],"x":{)"), "network.tensors");
+}
+
+// base64 of the deflate stream of a network without layers.
+TEST(DfqFile, ReadsAndRefusesDeflatedNetworks) {
+  Draft d;
+  d.network = "q1bKSaxMLSpWsqqurQUA";
+  const Bytes bytes = build(d);
+  EXPECT_EQ(parse_dfq(bytes.data(), bytes.size()).metadata.at("network"), R"({"layers":{}})");
+  for (const char* text : {"", "q1bK", "q1bKSaxMLSpWsqqurQU", "q1bKSaxMLSpWsqqurQUA ", "[]", "x",
+                           "q1bKSaxMLSpWsqqurQUAAA==", "AQAA//8="}) {
+    d.network = text;
+    EXPECT_REFUSED(d, "network");
+  }
 }
 
 TEST(DfqFile, ReadsFromDiskAndKeepsItMapped) {

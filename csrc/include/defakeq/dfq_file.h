@@ -38,7 +38,7 @@ struct TensorView {
 struct DfqLayer {
   std::string name;
   LayerSpec spec;  // validated; its pointers are into the file and into `derived`
-  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived;
+  std::vector<std::shared_ptr<const void>> derived;
 };
 
 // A file that has passed every check. Copies share the memory that the pointers are into.

@@ -313,8 +313,9 @@ class _Pruned(Defakeq):
 PLANS = ("8", "4", "half")
 _CONVERTER = (
     "defakeq.calibrate", "defakeq.conversion", "defakeq.fold", "defakeq.model_file", "defakeq.plan",
-    "defakeq.prunable", "defakeq_kernels.act", "defakeq_kernels.codes", "defakeq_kernels.dfq",
-    "defakeq_kernels.fit", "defakeq_kernels.packed", "defakeq_kernels.quantize",
+    "defakeq.prunable", "defakeq_kernels.act", "defakeq_kernels.codes", "defakeq_kernels.compact",
+    "defakeq_kernels.dfq", "defakeq_kernels.fit", "defakeq_kernels.packed",
+    "defakeq_kernels.quantize",
 )  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from defakeq.compress.sizes import SEGMENT_JSON, Shape, half_cost, payload
 from defakeq.compress.statistics import LayerStatistics
 from defakeq.prunable import Channels
 
-SUMMARY = 600  # bytes of the summary that a file carries
 _TRIES = 6
 _FOLDING = 8.0  # reconstruction takes back most of a rounding error, little of a folding error
 _RESERVE = 0.01  # of the file, for restored channels
@@ -121,11 +120,11 @@ class Task:
     def room(self, chosen: Chosen) -> int:
         """Bytes left by a file with nearest codes, as large as its numbers may make it."""
         states = {
-            name: replace(state, bias=_some(state))
+            name: replace(state, bias=_some(state)).narrow()
             for name, state in chosen.initial(self.graph).items()
         }
         program = converted(self.graph.model, states, self.ranges, mixed=False)
-        return self.budget - SUMMARY - self.reserve() - file_size(program)[1]
+        return self.budget - self.reserve() - file_size(program)[1]
 
     def refused(self, missing: float, what: str) -> Refused:
         """The error of a budget that cannot be kept."""
@@ -255,7 +254,7 @@ def _solved(
         return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
 
     if below < math.inf and task.preset.exact:  # if the file had nothing beside the layers
-        whole = task.budget - SUMMARY - task.reserve()
+        whole = task.budget - task.reserve()
         if solve(replace(problem, budget=float(whole))).cost >= below:
             raise ValueError(f"size: found no allocation that costs less than {below}")
     return _within_budget(task, problem, chosen_of)
@@ -266,7 +265,7 @@ def _within_budget(
 ) -> tuple[Chosen, float]:
     """Solves, packs, and tightens by what the file has beside the layers' tensors."""
     least = sum(min(o.size for o in found) for found in problem.layers.values())
-    layers = max(0.93 * task.budget - 90.0 * len(problem.layers), float(least))
+    layers = max(0.93 * task.budget - 40.0 * len(problem.layers), float(least))
     kept: tuple[Chosen, float] | None = None
     solver = solve if task.preset.exact else greedy
     for _ in range(_TRIES):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from defakeq.compress.budget import SUMMARY_KEY
 from defakeq_kernels import dfq
 from defakeq_kernels.packed import HALF_BITS, PackedWeight
 
@@ -52,7 +53,7 @@ def inspected(path: str | os.PathLike[str]) -> dict[str, Any]:
         "other_tensor_bytes": tables,
         "header_bytes": size - weights - tables,
         "nodes": len(network.get("program", {}).get("nodes", [])),
-        "compression": network.get("compression"),
+        "compression": network.get(SUMMARY_KEY),
         "layers": layers,
     }
 

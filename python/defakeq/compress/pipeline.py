@@ -16,7 +16,7 @@ from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.checks import check_device, check_preset, check_seed, check_taken
-from defakeq.compress.choice import SUMMARY, Chosen, Task, choose_options
+from defakeq.compress.choice import Chosen, Task, choose_options
 from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.latency import LatencyTable, microseconds
@@ -31,7 +31,7 @@ from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
-_VERSION = 1
+_VERSION = 2
 _RANGE_IMAGES = 256  # of the ranges of a program's values
 
 
@@ -281,10 +281,11 @@ class _Run:
         states: dict[str, State],
         blocks: list[BlockResult],
     ) -> Compressed:
+        states = {name: state.narrow() for name, state in states.items()}
         images = self._ranges()
         # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
-        room = self.budget - SUMMARY - file_size(integer)[1]
+        room = self.budget - file_size(integer)[1]
         states = self._restore(statistics, states, room)
         mixed = any(state.half is not None for state in states.values())
         own, plan = exported(self.graph.model, states, mixed)

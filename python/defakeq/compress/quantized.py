@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from defakeq.plan import LayerPlan
 from defakeq_kernels.quantize import ActQuant
 
 _SAMPLE = 1 << 16
+_NEAR = 2.0**-10
 
 
 @dataclass
@@ -55,6 +56,24 @@ class State:
     def float_rows(self, layer: Layer) -> Tensor:
         """The float weights as rows [O, K], pruned channels zero."""
         return masked(self.weight.reshape(layer.weight.shape), self).flatten(1)
+
+    def narrow(self) -> State:
+        """With scales and biases that float16 holds, so that a file stores them in two bytes.
+
+        A layer whose scales or biases that would change by more than a thousandth keeps them.
+        """
+        rows = self.grid.weights(self.codes)
+        used = (rows != 0).any(1)
+        scale = torch.where(used, self.grid.scale, 1.0)
+        near = scale.half().float()
+        if bool(((near - scale).abs() > _NEAR * scale).any()):
+            near = self.grid.scale
+        bias = self.bias
+        if bias is not None:
+            half = bias.half().float()
+            kept = (half - bias).abs().max() <= _NEAR * bias.abs().max()
+            bias = half if bool(kept) else bias
+        return replace(self, grid=replace(self.grid, scale=near), bias=bias)
 
     def plan(self, mixed: bool) -> LayerPlan:
         """The layer's part of the plan."""

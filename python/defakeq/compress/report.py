@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defakeq.compress.allocate import Option
+from defakeq.compress.budget import SUMMARY_KEY
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.quantized import State
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from defakeq.compress.pipeline import Compressed
 
 _HURT = 5
-_KEY = "compression"
 
 
 def made(
@@ -126,7 +126,7 @@ def carry(program: ProgramModule, document: Mapping[str, Any]) -> None:
     """Puts the summary into a program's file."""
     (stage,) = program.stages
     assert isinstance(stage, ProgramStage)
-    stage.network = {**stage.network, _KEY: summary(document)}
+    stage.network = {**stage.network, SUMMARY_KEY: summary(document)}
 
 
 def summary(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from defakeq.compress.graph import Layer
 from defakeq_kernels.packed import HALF_BITS, row_bytes
 
-# JSON of a further segment: three entries in the file's table and a width.
-SEGMENT_JSON = 400
+# What a further segment takes of the header: two or three names with their shapes, and a width.
+SEGMENT_JSON = 40
+FLOAT_BYTES = 2  # of a scale or a bias, as `State.narrow` leaves them
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def payload(shape: Shape, bits: int, symmetric: bool = False, half: int = 0) -> 
     total = integer * _integer_row(reduction, bits, symmetric) + half * 2 * reduction
     # the larger segment's outputs follow from the other's
     total += 4 * (min(integer, half) if shape.all_outputs else shape.outs)
-    total += 4 * shape.outs if shape.bias else 0
+    total += FLOAT_BYTES * shape.outs if shape.bias else 0
     total += 0 if shape.all_inputs else 4 * shape.ins
     return total
 
@@ -70,7 +71,7 @@ def half_cost(shape: Shape, bits: int, symmetric: bool = False) -> int:
 def _integer_row(reduction: int, bits: int, symmetric: bool) -> int:
     """Bytes of an output's codes, scale and zero point, which has one byte below 8 bits."""
     zero_point = 0 if symmetric else 1 if bits < 8 else 2
-    return row_bytes(reduction, bits) + 4 + zero_point
+    return row_bytes(reduction, bits) + FLOAT_BYTES + zero_point
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
