@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from defakeq_kernels.checks import is_integer, refuse, shown
 
 PREFIX = "*."  # of the names of joint tensors
+# Arrays of the first type are stored as the second where that loses nothing.
+NARROWER = {"F32": "F16", "I32": "I16"}
 MAX_TEXT = 1 << 24
 MAX_RANK = 8
 _RAW = -zlib.MAX_WBITS  # deflate without a header: the file has a checksum
@@ -64,21 +66,26 @@ def inflated(text: str) -> bytes:
 
 
 def join(
-    tensors: Mapping[str, NDArray[Any]], codes: Mapping[np.dtype[Any], str]
+    tensors: Mapping[str, NDArray[Any]], types: Mapping[str, np.dtype[Any]]
 ) -> tuple[Tensors, Any]:
     """All tensors of one element type in one, and the table that tells them apart.
 
     Args:
         tensors: by name.
-        codes: the name of each element type.
+        types: the element types by the names that they have in a file.
 
     Returns:
         ({"*.F32": array [n], ...}, {"F32": {name: shape, ...}, ...}), the names in the order of
-        their parts.
+        their parts. "F32/F16" are float32 arrays that are stored as float16, without loss.
     """
+    codes = {dtype: code for code, dtype in types.items()}
     parts: dict[str, Tensors] = {}
     for name, array in sorted(tensors.items()):
-        parts.setdefault(codes[array.dtype.newbyteorder("=")], {})[name] = array
+        code = codes[array.dtype.newbyteorder("=")]
+        narrow = _narrowed(array, types[NARROWER[code]]) if code in NARROWER else None
+        if narrow is not None:
+            code, array = f"{code}/{NARROWER[code]}", narrow
+        parts.setdefault(code, {})[name] = array
     joined = {
         PREFIX + code: np.concatenate([array.reshape(-1) for array in held.values()])
         for code, held in parts.items()
@@ -90,7 +97,9 @@ def join(
     return joined, table
 
 
-def split(tensors: Mapping[str, NDArray[Any]], table: object) -> Tensors:
+def split(
+    tensors: Mapping[str, NDArray[Any]], table: object, types: Mapping[str, np.dtype[Any]]
+) -> Tensors:
     """The inverse of `join`, for tensors and a table of which nothing has been checked.
 
     Raises:
@@ -101,12 +110,9 @@ def split(tensors: Mapping[str, NDArray[Any]], table: object) -> Tensors:
     joint = {PREFIX + code for code in table}
     result = {name: array for name, array in tensors.items() if name not in joint}
     for code, shapes in table.items():
-        whole = tensors.get(PREFIX + code)
-        if whole is None or whole.ndim != 1:
-            found = "nothing" if whole is None else f"{whole.ndim} dimensions"
-            refuse(f"tensor {shown(PREFIX + code)}", found, f"{code} with one dimension")
         if not isinstance(shapes, dict):
             refuse(f"network.tensors.{code}", shown(shapes), "an object")
+        whole = _whole(tensors.get(PREFIX + code), code, types)
         at = 0
         for name, shape in shapes.items():
             field = f"network.tensors.{code}.{name}"
@@ -122,3 +128,24 @@ def split(tensors: Mapping[str, NDArray[Any]], table: object) -> Tensors:
         if at != whole.size:
             refuse(f"network.tensors.{code}", f"{at} elements", f"the {whole.size} of the tensor")
     return result
+
+
+def _narrowed(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    return narrow if np.array_equal(narrow.astype(array.dtype), array) else None
+
+
+def _whole(
+    array: NDArray[Any] | None, code: str, types: Mapping[str, np.dtype[Any]]
+) -> NDArray[Any]:
+    """A joint tensor with the elements that its parts have."""
+    wide, narrow = code.partition("/")[::2]
+    stored = narrow or wide
+    if stored not in types or (narrow and NARROWER.get(wide) != narrow):
+        accepted = sorted(types) + [f"{a}/{b}" for a, b in NARROWER.items()]
+        refuse("network.tensors", f"the type {shown(code)}", f"one of {accepted}")
+    if array is None or array.ndim != 1 or array.dtype != types[stored]:
+        found = "nothing" if array is None else f"{array.dtype} with {array.ndim} dimensions"
+        refuse(f"tensor {shown(PREFIX + code)}", found, f"{stored} with one dimension")
+    return array.astype(types[wide]) if narrow else array

@@ -52,7 +52,6 @@ _DTYPES = {
 _HEADER_START = (f'{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}","crc32":"').encode()
 _CRC_AT = 8 + len(_HEADER_START)
 _CRC_BLANK = b"00000000"
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def write(
@@ -138,7 +137,7 @@ def dumps(tensors: Mapping[str, NDArray[Any]], network: Any, form: str = "compac
     if form == "plain":
         header, payload = _encoded(arrays, _text(stored))
     else:
-        joined, stored["tensors"] = compact.join(arrays, _CODES)
+        joined, stored["tensors"] = compact.join(arrays, _DTYPES)
         header, payload = _encoded(joined, compact.deflated(_text(stored)))
     if len(header) > MAX_HEADER:
         refuse("header length", str(len(header)), f"at most {MAX_HEADER}")
@@ -179,7 +178,7 @@ def loads(data: bytes) -> tuple[Tensors, Network]:
         raise ValueError(f"header: found {error}; accepted is a safetensors file") from error
     _layers(network)
     if "tensors" in network:
-        tensors = compact.split(tensors, network.pop("tensors"))
+        tensors = compact.split(tensors, network.pop("tensors"), _DTYPES)
     defaults.fill(network)
     _check_network(tensors, network)
     return tensors, network

@@ -229,15 +229,11 @@ class PackedWeight:
             if segment.zero_point is not None:
                 narrow = zero_point_type(segment)
                 named[f"{prefix}.seg{i}.zero_point"] = segment.zero_point.astype(narrow)
-            if segment.scale is not None:
-                named[f"{prefix}.seg{i}.scale"] = as_narrow(segment.scale)
         if self.stored_out == self.shape[0]:
             counts = [segment.count for segment in self.segments]
             del named[f"{prefix}.seg{counts.index(max(counts))}.out_index"]
         for field in LAYER_FIELDS:
             named[f"{prefix}.{field}"] = getattr(self, field)
-        if self.bias is not None:
-            named[f"{prefix}.bias"] = as_narrow(self.bias)
         return {key: array for key, array in named.items() if array is not None}
 
     @staticmethod
@@ -279,11 +275,8 @@ class PackedWeight:
             zero = fields["zero_point"]
             if zero is not None and zero.dtype in (np.int8, np.int16):
                 fields["zero_point"] = zero.astype(np.int32)
-            fields["scale"] = _widened(fields["scale"])
             fields["out_index"] = outputs[i]
             segments.append(Segment(bits, **fields))  # type: ignore[arg-type]
-        own: dict[str, Any] = {key: tensors.get(f"{prefix}.{key}") for key in LAYER_FIELDS}
-        own["bias"] = _widened(own["bias"])
         return PackedWeight(
             kind=geometry("kind"),
             shape=integers("shape"),
@@ -293,7 +286,7 @@ class PackedWeight:
             dilation=pair("dilation"),
             groups=geometry("groups"),
             group_size=geometry("group_size"),
-            **own,
+            **{key: tensors.get(f"{prefix}.{key}") for key in LAYER_FIELDS},
         ).validate(prefix)
 
     def spec(
@@ -331,19 +324,6 @@ class PackedWeight:
             "activation": activation,
             "out": dict(out) if out is not None else dict(FLOAT_OUT),
         }
-
-
-def as_narrow(values: NDArray[np.float32]) -> NDArray[Any]:
-    """The scales or biases of a file: float16 where that holds all of them exactly."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16)
-    return narrow if np.array_equal(narrow.astype(np.float32), values) else values
-
-
-def _widened(values: NDArray[Any] | None) -> NDArray[Any] | None:
-    return (
-        values.astype(np.float32) if values is not None and values.dtype == np.float16 else values
-    )
 
 
 def zero_point_type(segment: Segment) -> type[np.signedinteger[Any]]:

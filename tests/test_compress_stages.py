@@ -27,6 +27,7 @@ from defakeq.compress.graph import Graph, margin
 from defakeq.compress.greedy import greedy
 from defakeq.compress.grid import Grid
 from defakeq.compress.quantized import State, calling
+from defakeq_kernels import compact, dfq
 from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import quantize_weight
 
@@ -379,7 +380,7 @@ def test_payload_is_what_a_layer_stores(bits, symmetric):
 
 
 def _stored(packed):
-    """Bytes of a layer's tensors with scales that float16 holds."""
+    """Bytes of a layer's tensors in a file, with scales that float16 holds."""
 
     def narrow(segment):
         if segment.scale is None:
@@ -387,7 +388,8 @@ def _stored(packed):
         return replace(segment, scale=segment.scale.astype(np.float16).astype(np.float32))
 
     packed = replace(packed, segments=tuple(map(narrow, packed.segments)))
-    return sum(array.nbytes for array in packed.to_tensors("layer").values())
+    joined, _ = compact.join(packed.to_tensors("layer"), dfq._DTYPES)
+    return sum(array.nbytes for array in joined.values())
 
 
 def test_narrow_states_keep_what_float16_cannot_hold():

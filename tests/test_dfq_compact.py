@@ -34,10 +34,9 @@ def test_a_compact_file_joins_the_arrays_of_a_type() -> None:
     tensors["scalar"] = np.array(2.5, np.float32)
     data = dfq.dumps(tensors, network)
     stored = safetensors.numpy.load(data)
-    assert stored.keys() == {"*.F32", "*.F16", "*.I8", "*.I32", "*.I64", "*.U8"}
-    assert sum(array.nbytes for array in stored.values()) == sum(
-        array.nbytes for array in tensors.values()
-    )
+    assert stored.keys() == {"*.F32", "*.F32/F16", "*.F16", "*.I8", "*.I32/I16", "*.I64", "*.U8"}
+    sizes = {name: array.size for name, array in tensors.items()}
+    assert sum(array.size for array in stored.values()) == sum(sizes.values())
     assert len(data) < 0.6 * len(dfq.dumps(tensors, network, "plain"))
     got_tensors, got_network = dfq.loads(data)
     assert got_network == network
@@ -122,6 +121,47 @@ def test_a_text_beyond_the_limit_is_refused() -> None:
         assert re.match("network: found a bad deflate stream.*16777216 bytes", message), message
 
 
+def test_sixteen_bits_are_stored_where_they_hold_all() -> None:
+    """float32 and int32 arrays come back as they were, in half the bytes."""
+    tensors: dfq.Tensors = {
+        "narrow": np.array([1.5, -0.0, 65504.0, 2.0**-24], np.float32),
+        "wide": np.array([1.5, 1 / 3], np.float32),
+        "large": np.array([65536.0], np.float32),
+        "infinite": np.array([np.inf, np.nan], np.float32),
+        "near": np.array([-32768, 32767], np.int32),
+        "far": np.array([1, 32768], np.int32),
+        "double": np.array([1.5]),
+    }
+    data = dfq.dumps(tensors, {"layers": {}})
+    table = json.loads(compact_text(data))["tensors"]
+    found = {code: set(shapes) for code, shapes in table.items()}
+    assert found == {
+        "F32/F16": {"narrow"},
+        "F32": {"wide", "large", "infinite"},
+        "I32/I16": {"near"},
+        "I32": {"far"},
+        "F64": {"double"},
+    }
+    assert_equal_tensors(dfq.loads(data)[0], tensors)
+    native = _core.parse_dfq(data)["tensors"]
+    assert {name: t["nbytes"] for name, t in native.items()} == {
+        name: array.nbytes for name, array in tensors.items()
+    }
+
+
+def test_both_readers_widen_alike() -> None:
+    """A program's outputs are the same from a plain and from a compact file of narrow numbers."""
+    tensors, network = many_layers()
+    for name, array in tensors.items():
+        if array.dtype == np.float32:
+            tensors[name] = array.astype(np.float16).astype(np.float32)
+    plain, small = (dfq.dumps(tensors, network, form) for form in ("plain", "compact"))
+    assert "F32/F16" in compact_text(small)
+    assert "I32/I16" in compact_text(small)
+    assert_equal_tensors(dfq.loads(plain)[0], dfq.loads(small)[0])
+    assert _core.parse_dfq(plain)["layers"] == _core.parse_dfq(small)["layers"]
+
+
 def shapes_of(network: dict[str, Any], code: str) -> dict[str, Any]:
     found: dict[str, Any] = network["tensors"][code]
     return found
@@ -140,7 +180,10 @@ JOINT_FAULTS: list[tuple[Callable[[dfq.Tensors, dict[str, Any]], Any], str]] = [
     (lambda t, n: n["tensors"].update(F32=3), r"network\.tensors\.F32"),
     (lambda t, n: n.update(tensors=[]), r"network\.tensors"),
     (lambda t, n: n.update(tensors=None), r"network\.tensors"),
-    (lambda t, n: n["tensors"].update(X9={}), r"tensor .\*\.X9"),
+    (lambda t, n: n["tensors"].update(X9={}), r"network\.tensors: found the type"),
+    (lambda t, n: n["tensors"].update({"F32/I16": {}}), r"network\.tensors: found the type"),
+    (lambda t, n: n["tensors"].update({"F32/F16": {}}), r"tensor .\*\.F32/F16"),
+    (lambda t, n: t.update({"*.F32": t["*.F32"].view(np.int32)}), r"tensor .\*\.F32"),
     (
         lambda t, n: shapes_of(n, "F32").update({"layer0.bias": [-5]}),
         r"network\.tensors\.F32\.layer0",

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "pack/half.h"
 #include "runtime/fields.h"
 #include "runtime/tensor_type.h"
 
@@ -50,7 +48,11 @@ class LayerReader {
     } else if (half != nullptr) {
       bad(field("half_in_weight"), "a tensor", "none without half_in_index");
     }
-    if (find("bias") != nullptr) spec_.bias = read_floats("bias", {stored_outputs_});
+    if (const TensorView* bias = find("bias")) {
+      require(field("bias"), bias, TensorType::kFloat32, {stored_outputs_});
+      spec_.bias = data<float>(*bias);
+      check_floats(field("bias"), *bias);
+    }
     read_epilogue();
     return {name_, std::move(spec_), std::move(derived_)};
   }
@@ -256,7 +258,10 @@ class LayerReader {
       }
     }
     const std::vector<int64_t> shape = {s->count, scale_groups_};
-    s->scale = read_floats(scale, shape);
+    const TensorView* scales = find(scale);
+    require(field(scale), scales, TensorType::kFloat32, shape);
+    s->scale = data<float>(*scales);
+    check_floats(field(scale), *scales);
     if (const TensorView* view = find(zero)) {
       if (view->dtype == TensorType::kInt8 && view->shape == shape) {
         s->zero_point = widened<int8_t>(*view);
@@ -278,23 +283,6 @@ class LayerReader {
   const int32_t* widened(const TensorView& view) {
     const T* narrow = data<T>(view);
     auto wide = std::make_shared<std::vector<int32_t>>(narrow, narrow + view.nbytes / sizeof(T));
-    derived_.push_back(wide);
-    return wide->data();
-  }
-
-  // Finite floats of 32 bits, or of 16, which are widened.
-  const float* read_floats(const std::string& key, const std::vector<int64_t>& shape) {
-    const TensorView* view = find(key);
-    if (view == nullptr || view->dtype != TensorType::kFloat16 || view->shape != shape) {
-      require(field(key), view, TensorType::kFloat32, shape);
-      check_floats(field(key), *view);
-      return data<float>(*view);
-    }
-    check_halves(field(key), *view);
-    const auto* narrow = data<uint16_t>(*view);
-    auto wide = std::make_shared<std::vector<float>>();
-    std::transform(narrow, narrow + view->nbytes / sizeof(uint16_t), std::back_inserter(*wide),
-                   half_to_float);
     derived_.push_back(wide);
     return wide->data();
   }
@@ -332,7 +320,7 @@ class LayerReader {
   std::vector<bool> stored_;
   bool has_rest_ = false;  // whether a segment leaves out its outputs, and which
   size_t rest_ = 0;
-  std::vector<std::shared_ptr<const void>> derived_;
+  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived_;
 };
 
 }  // namespace

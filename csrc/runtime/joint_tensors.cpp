@@ -1,8 +1,12 @@
 #include "runtime/joint_tensors.h"
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
+#include <memory>
 #include <utility>
 
+#include "pack/half.h"
 #include "runtime/fields.h"
 #include "runtime/tensor_type.h"
 
@@ -30,19 +34,62 @@ TensorView take(const std::string& field, const Json& shape, TensorView* left) {
   return part;
 }
 
+template <class Wide, class Narrow, class Widen>
+void widen(TensorType type, Widen&& to_wide, TensorView* view, DfqFile* file) {
+  const auto* narrow = reinterpret_cast<const Narrow*>(view->data);
+  auto wide = std::make_shared<std::vector<Wide>>(view->nbytes / sizeof(Narrow));
+  std::transform(narrow, narrow + wide->size(), wide->begin(), to_wide);
+  view->dtype = type;
+  view->data = reinterpret_cast<const uint8_t*>(wide->data());
+  view->nbytes = wide->size() * sizeof(Wide);
+  file->widened.push_back(std::move(wide));
+}
+
+// How the elements of a joint tensor are stored, of which its name tells.
+struct Storage {
+  const char* code;
+  TensorType stored;
+};
+constexpr Storage kNarrow[] = {{"F32/F16", TensorType::kFloat16}, {"I32/I16", TensorType::kInt16}};
+
+TensorType stored_type(const std::string& code) {
+  for (const Storage& s : kNarrow) {
+    if (code == s.code) return s.stored;
+  }
+  std::string accepted = "F32/F16, I32/I16";
+  for (size_t t = 0; t < std::size(kTensorTypeNames); ++t) {
+    if (code == kTensorTypeNames[t]) return static_cast<TensorType>(t);
+    accepted += std::string(", ") + kTensorTypeNames[t];
+  }
+  fields::bad("network.tensors", "the type " + shown_string(code), "one of " + accepted);
+}
+
+// Takes the joint tensor out of the file.
+TensorView take_whole(const std::string& code, DfqFile* file) {
+  const TensorType stored = stored_type(code);
+  const auto it = file->tensors.find("*." + code);
+  if (it == file->tensors.end() || it->second.shape.size() != 1 || it->second.dtype != stored) {
+    fields::bad("tensor " + shown_string("*." + code),
+                it == file->tensors.end() ? "nothing" : shown(it->second),
+                std::string(kTensorTypeNames[static_cast<size_t>(stored)]) + " with one dimension");
+  }
+  TensorView whole = it->second;
+  file->tensors.erase(it);
+  if (code == kNarrow[0].code) {
+    widen<float, uint16_t>(TensorType::kFloat32, half_to_float, &whole, file);
+  } else if (code == kNarrow[1].code) {
+    widen<int32_t, int16_t>(TensorType::kInt32, [](int16_t v) { return int32_t{v}; }, &whole, file);
+  }
+  return whole;
+}
+
 }  // namespace
 
 void split_joint_tensors(const Json& table, DfqFile* file) {
   for (const auto& [code, shapes] : fields::object("network.tensors", &table)) {
     const std::string field = "network.tensors." + code;
-    const auto it = file->tensors.find("*." + code);
-    if (it == file->tensors.end() || it->second.shape.size() != 1) {
-      fields::bad("tensor " + shown_string("*." + code),
-                  it == file->tensors.end() ? "nothing" : shown(it->second),
-                  code + " with one dimension");
-    }
-    TensorView left = it->second;
-    file->tensors.erase(it);
+    fields::object(field, &shapes);
+    TensorView left = take_whole(code, file);
     for (const auto& [name, shape] : fields::object(field, &shapes)) {
       if (!file->tensors.emplace(name, take(field + "." + name, shape, &left)).second) {
         fields::bad(field + "." + name, "a name in use", "every tensor once");

@@ -422,10 +422,10 @@ TEST(DfqFile, NamesTheWrongJointTensor) {
   const Bytes floats = bytes_of<float>({1, 2, 3, 4, 5, 6});
   EXPECT_REFUSED(with(0, "F32", "[6]", floats), "network.tensors.F32.b.seg0.scale");
   EXPECT_REFUSED(with(0, "F32", "[2,3]", floats), "tensor \"*.F32\"");
-  EXPECT_REFUSED(with(0, "I32", "[7]", joint_draft().tensors[0].data), "b.seg0.scale");
+  EXPECT_REFUSED(with(0, "I32", "[7]", joint_draft().tensors[0].data), "tensor \"*.F32\"");
   EXPECT_REFUSED(with(1, "I8", "[5]", {1, 2, 3, 4, 5}), "network.tensors.I8");
   EXPECT_REFUSED(with(1, "I8", "[0]", {}), "network.tensors.I8.a.seg0.zero_point");
-  EXPECT_REFUSED(with(1, "U8", "[4]", {1, 2, 3, 4}), "b.seg0.zero_point");
+  EXPECT_REFUSED(with(1, "U8", "[4]", {1, 2, 3, 4}), "tensor \"*.I8\"");
   Draft d = joint_draft();
   d.tensors.insert(d.tensors.begin(), {"a.bias", "F32", "[1]", bytes_of<float>({1})});
   EXPECT_REFUSED(d, "network.tensors.F32.a.bias");
@@ -444,6 +444,23 @@ TEST(DfqFile, NamesTheWrongJointTensor) {
                  "network.tensors.F32.a.bias");
   EXPECT_REFUSED(edited(R"("U8":{)", R"("U8":3,"x":{)"), "network.tensors.U8");
   EXPECT_REFUSED(edited(R"("tensors":{)", R"("tensors":[],"x":{)"), "network.tensors");
+}
+
+TEST(DfqFile, WidensWhatIsStoredIn16Bits) {
+  Draft d = joint_draft();
+  d.tensors[0] = {"*.F32/F16", "F16", "[7]",
+                  bytes_of<uint16_t>({0x4200, 0x3C00, 0x4000, 0x3C00, 0x4000, 0x3800, 0x3400})};
+  const std::string from = R"("F32":{)";
+  d.network.replace(d.network.find(from), from.size(), R"("F32/F16":{)");
+  const Bytes bytes = build(d);
+  const DfqFile file = parse_dfq(bytes.data(), bytes.size());
+  EXPECT_EQ(file.find_layer("a")->spec.bias[0], 3.0f);
+  EXPECT_EQ(file.find_layer("b")->spec.segments[0].scale[1], .25f);
+  const TensorView& bias = file.tensors.at("b.bias");
+  EXPECT_EQ(bias.dtype, TensorType::kFloat32);
+  EXPECT_EQ(bias.nbytes, 8u);
+  d.network.replace(d.network.find("F32/F16"), 7, "F32/I16");
+  EXPECT_REFUSED(d, "network.tensors");
 }
 
 // base64 of the deflate stream of a network without layers.

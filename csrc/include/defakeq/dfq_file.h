@@ -38,15 +38,16 @@ struct TensorView {
 struct DfqLayer {
   std::string name;
   LayerSpec spec;  // validated; its pointers are into the file and into `derived`
-  std::vector<std::shared_ptr<const void>> derived;
+  std::vector<std::shared_ptr<const std::vector<int32_t>>> derived;
 };
 
 // A file that has passed every check. Copies share the memory that the pointers are into.
 struct DfqFile {
-  std::map<std::string, std::string> metadata;  // "network" has the network's JSON
-  std::map<std::string, TensorView> tensors;    // all of them, those of the layers too
-  std::vector<DfqLayer> layers;                 // in the order of the file
-  std::shared_ptr<const void> storage;          // null when the caller owns the bytes
+  std::map<std::string, std::string> metadata;       // "network" has the network's JSON
+  std::map<std::string, TensorView> tensors;         // all of them, those of the layers too
+  std::vector<DfqLayer> layers;                      // in the order of the file
+  std::shared_ptr<const void> storage;               // null when the caller owns the bytes
+  std::vector<std::shared_ptr<const void>> widened;  // tensors that the file has in fewer bits
 
   DEFAKEQ_API const DfqLayer* find_layer(const std::string& name) const;
 };

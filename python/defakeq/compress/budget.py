@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defakeq.compress.quantized import State
+from defakeq.compress.quantized import State, narrowed
 from defakeq.conversion import convert
 from defakeq.lower import ProgramModule
 from defakeq.plan import QuantPlan
@@ -26,6 +27,8 @@ def exported(
 ) -> tuple[nn.Module, QuantPlan]:
     """A float model with the weights that the codes stand for, and the plan that gives them back.
 
+    What is no layer's, such as embeddings and norms, is rounded to float16 where that is near.
+
     Args:
         model: of a `Graph`, with BatchNorm folded.
         states: of the layers.
@@ -34,6 +37,9 @@ def exported(
     own = copy.deepcopy(model).cpu()
     plans = {}
     with torch.no_grad():
+        for value in itertools.chain(own.parameters(), own.buffers()):
+            if value.is_floating_point() and value.numel():
+                value.copy_(narrowed(value))
         for name, state in states.items():
             module: Any = own.get_submodule(name)
             shape = module.weight.shape

@@ -68,11 +68,7 @@ class State:
         near = scale.half().float()
         if bool(((near - scale).abs() > _NEAR * scale).any()):
             near = self.grid.scale
-        bias = self.bias
-        if bias is not None:
-            half = bias.half().float()
-            kept = (half - bias).abs().max() <= _NEAR * bias.abs().max()
-            bias = half if bool(kept) else bias
+        bias = None if self.bias is None else narrowed(self.bias)
         return replace(self, grid=replace(self.grid, scale=near), bias=bias)
 
     def plan(self, mixed: bool) -> LayerPlan:
@@ -102,6 +98,13 @@ class State:
         own["grid"] = Grid(**own["grid"])
         own["act"] = None if own["act"] is None else ActQuant(**own["act"])
         return State(**own)
+
+
+def narrowed(values: Tensor) -> Tensor:
+    """Values that float16 holds, unless one changes by more than a thousandth of the largest."""
+    half = values.half().float()
+    near = bool(((half - values).abs() <= _NEAR * values.abs().max()).all())
+    return half if near else values
 
 
 def masked(weight: Tensor, state: State) -> Tensor:

@@ -12,6 +12,7 @@ from defakeq_kernels.packed import HALF_BITS, row_bytes
 # What a further segment takes of the header: two or three names with their shapes, and a width.
 SEGMENT_JSON = 40
 FLOAT_BYTES = 2  # of a scale or a bias, as `State.narrow` leaves them
+INDEX_BYTES = 2  # of a channel's number
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ def payload(shape: Shape, bits: int, symmetric: bool = False, half: int = 0) -> 
     integer = shape.outs - half
     total = integer * _integer_row(reduction, bits, symmetric) + half * 2 * reduction
     # the larger segment's outputs follow from the other's
-    total += 4 * (min(integer, half) if shape.all_outputs else shape.outs)
+    total += INDEX_BYTES * (min(integer, half) if shape.all_outputs else shape.outs)
     total += FLOAT_BYTES * shape.outs if shape.bias else 0
-    total += 0 if shape.all_inputs else 4 * shape.ins
+    total += 0 if shape.all_inputs else INDEX_BYTES * shape.ins
     return total
 
 
 def half_cost(shape: Shape, bits: int, symmetric: bool = False) -> int:
     """How many bytes more an output takes in half precision, while fewer than half do."""
     reduction = shape.ins * shape.taps
-    index = 4 if shape.all_outputs else 0
+    index = INDEX_BYTES if shape.all_outputs else 0
     return 2 * reduction + index - _integer_row(reduction, bits, symmetric)
 
 
