@@ -274,12 +274,12 @@ def _within_budget(
         left = task.room(chosen)
         room = float(allocation.size + left)
         if left >= 0:
-            kept = chosen, allocation.cost
-            if room - layers < 0.002 * task.budget:
+            better = kept is None or allocation.cost < kept[1]
+            if better:
+                kept = chosen, allocation.cost
+            if not better or room - layers < 0.002 * task.budget:
                 break
-        elif kept is not None:
-            break
-        elif layers <= least:
+        elif layers <= least and kept is None:
             raise task.refused(-left, "at the narrowest widths")
         layers = max(room, float(least))
     if kept is None:
