@@ -149,7 +149,11 @@ def test_budget_that_cannot_be_kept_names_the_least(data):
     ("calibration", "message"),
     [
         (None, "calibration: found NoneType"),
+        (5, "calibration: found int"),
         ([], "found no batch"),
+        ([torch.zeros(4, 3, 16, 16), torch.zeros(4, 3, 8, 8)], "images of one size"),
+        (torch.zeros(3, 16, 16), "which the model does not take"),
+        (torch.zeros(4, 1, 16, 16), "which the model does not take"),
         (torch.zeros(1, 3, 16, 16), "at least two images"),
         (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "float32 images"),
         (torch.full((4, 3, 16, 16), torch.nan), "not finite in 4 images"),
@@ -166,6 +170,14 @@ def test_wrong_calibration(calibration, message):
 def test_other_wrong_arguments(data):
     with pytest.raises(ValueError, match="preset: found 'fast'"):
         _run(Residual(8), data, preset="fast")
+    with pytest.raises(ValueError, match="preset: found None"):
+        _run(Residual(8), data, preset=None)
+    for seed in (1.5, -1, "1", None, True, 1 << 70):
+        with pytest.raises(ValueError, match="seed: found"):
+            _run(Residual(8), data, seed=seed)
+    for device in ("somewhere", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device: found '{device}'"):
+            _run(Residual(8), data, device=device)
     with pytest.raises(ValueError, match="limit without a table"):
         _run(Residual(8), data, latency=100.0)
     with pytest.raises(ValueError, match="latency_table: found no table"):
@@ -269,8 +281,10 @@ def _invoke(*arguments):
 
 def test_command_line(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "preset", lambda name: QUICK)
-    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    monkeypatch.setattr("defakeq.compress.checks.preset", lambda name: QUICK)
     out, page, document = tmp_path / "m.dfq", tmp_path / "r.html", tmp_path / "r.json"
+    unfinished = tmp_path / ".m.dfq.7.abcd.part"  # of a run that was killed while it wrote
+    unfinished.touch()
     result = _invoke(
         "compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out,
         "--size", "0.2", "--report", page, "--json", document,
@@ -278,6 +292,7 @@ def test_command_line(pictures, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     report = json.loads(document.read_text())
     assert report["size"] == out.stat().st_size
+    assert not unfinished.exists()
     assert "auc_model" in report["calibration"]
     assert "<h2>Layers</h2>" in page.read_text()
     assert not (tmp_path / "m.dfq.work").exists()
@@ -305,7 +320,7 @@ def test_a_detectors_file_carries_the_summary():
 
 
 def test_full_disk_at_the_end_keeps_the_stages(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("defakeq.compress.pipeline.preset", lambda name: QUICK)
+    monkeypatch.setattr("defakeq.compress.checks.preset", lambda name: QUICK)
     out = tmp_path / "m.dfq"
     words = ("compress", "--model", f"{__name__}:make_detector", "--data", pictures, "--out", out)
     words = (*words, "--size", "0.2", "--quiet")

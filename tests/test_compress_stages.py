@@ -24,6 +24,7 @@ from defakeq.compress import (
 from defakeq.compress.allocate import ActOption, Option, Problem
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph, margin
+from defakeq.compress.greedy import greedy
 from defakeq.compress.grid import Grid
 from defakeq.compress.quantized import State, calling
 from defakeq_kernels import compact, dfq
@@ -289,6 +290,45 @@ def test_milp_with_latency_groups_and_inputs(price):
                     best = min(best, costs + price * sum(o.latency for o in chosen))
     assert found.cost == pytest.approx(best, rel=1e-5)
     assert all(o.levels[0] == found.levels[0] for o in found.options.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_keeps_the_budget_and_is_no_better_than_exact(seed):
+    rng = np.random.default_rng(seed)
+    groups = [[0.0, 0.02, 0.3], [0.0, 0.05]]
+    layers = {}
+    for i in range(4):
+        own = []
+        touched = (0, 1) if i == 1 else (i % 2,)
+        widths = _options(rng, 4)
+        for levels in itertools.product(*(range(len(groups[g])) for g in touched)):
+            part = 0.75 ** sum(levels)
+            for o in widths:
+                size, latency = int(o.size * part), 8.0 * part
+                at = dict(zip(touched, levels, strict=True))
+                own.append(Option(o.bits, False, size, part * o.distortion, latency, at))
+        layers[f"l{i}"] = own
+    least = sum(min(o.size for o in own) for own in layers.values())
+    for budget in (1.1 * least, 1.5 * least, 10 * least):
+        problem = Problem(layers, budget, groups, price=0.001)
+        found, exact = greedy(problem), allocate.solve(problem)
+        assert found.size <= budget
+        assert found.cost >= exact.cost * (1 - 1e-5)
+        assert sum(o.size for o in found.options.values()) == found.size
+        for option in found.options.values():
+            assert all(found.levels[g] == level for g, level in option.levels.items())
+        distortion = sum(o.distortion + 0.001 * o.latency for o in found.options.values())
+        distortion += sum(costs[level] for costs, level in zip(groups, found.levels, strict=True))
+        assert found.cost == pytest.approx(distortion)
+    assert found.cost == pytest.approx(exact.cost, rel=1e-5)  # where all fits
+
+
+def test_greedy_refuses_what_it_cannot_do():
+    layers = {"l": [Option(2, False, 100, 1.0, 5.0), Option(3, False, 150, 0.5, 7.0)]}
+    with pytest.raises(ValueError, match="at least 100"):
+        greedy(Problem(layers, 99))
+    with pytest.raises(ValueError, match="exact: found False"):
+        greedy(Problem(layers, 200, latency=4.0))
 
 
 def test_impossible_budgets_are_named():

@@ -41,42 +41,35 @@ PEOPLE = 100  # of the test split
 def variants() -> dict[str, tuple[Preset, bool]]:
     """Presets by name, with whether VEFT is used: the presets themselves and the ablations."""
     default, paper = presets.preset("default"), presets.preset("paper")
+
+    def haq(own: Preset, objective: str, **others: Any) -> Preset:
+        return dataclasses.replace(own, objective=objective, **others)
+
+    def learned(**others: Any) -> Preset:
+        own = dataclasses.replace(default.reconstruction, **others)
+        return dataclasses.replace(default, reconstruction=own)
+
+    def fixed(own: Preset) -> Preset:
+        return dataclasses.replace(own, alignment=dataclasses.replace(own.alignment, fixed=True))
+
     return {
         "default": (default, True),
         "default, no pruning": (dataclasses.replace(default, prune=False), True),
+        "default, no HAQ": (haq(default, "uniform"), True),
         "default, no VEFT": (default, False),
+        "default, neither": (haq(default, "uniform"), False),
+        "default, fixed channels": (fixed(default), True),
+        "default, greedy": (dataclasses.replace(default, exact=False), True),
+        # the score has no unit, so that neither channels nor time can be weighed against it
+        "default, S_l and no pruning": (haq(default, "score", prune=False, speed=0.0), True),
         "default, no price on time": (dataclasses.replace(default, speed=0.0), True),
-        "default, S_l for distortion": (
-            dataclasses.replace(default, objective="score", speed=0.0),
-            True,
-        ),
-        "default, one width": (dataclasses.replace(default, objective="uniform"), True),
-        "default, no learning": (
-            dataclasses.replace(
-                default, reconstruction=dataclasses.replace(default.reconstruction, steps=0)
-            ),
-            True,
-        ),
-        "default, no feedback": (
-            dataclasses.replace(
-                default, reconstruction=dataclasses.replace(default.reconstruction, feedback=False)
-            ),
-            True,
-        ),
-        "default, fixed channels": (
-            dataclasses.replace(
-                default, alignment=dataclasses.replace(default.alignment, fixed=True)
-            ),
-            True,
-        ),
+        "default, no learning": (learned(steps=0), True),
+        "default, no feedback": (learned(feedback=False), True),
         "paper": (paper, True),
-        "paper, no HAQ": (dataclasses.replace(paper, objective="uniform"), True),
+        "paper, no HAQ": (haq(paper, "uniform"), True),
         "paper, no VEFT": (paper, False),
-        "paper, neither": (dataclasses.replace(paper, objective="uniform"), False),
-        "paper, fixed channels": (
-            dataclasses.replace(paper, alignment=dataclasses.replace(paper.alignment, fixed=True)),
-            True,
-        ),
+        "paper, neither": (haq(paper, "uniform"), False),
+        "paper, fixed channels": (fixed(paper), True),
     }
 
 
@@ -165,16 +158,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(head)
     order = list(methods())
     keys = sorted(
-        {(row["size"], row["method"]) for row in rows},
-        key=lambda key: (-key[0], order.index(key[1])),
+        {(row["size"], row["method"], row["images"]) for row in rows},
+        key=lambda key: (-key[0], order.index(key[1]), key[2]),
     )
-    for size, method in keys:
+    for size, method, images in keys:
         cells, lost = [], []
         for name in names:
             own = [
                 row
                 for row in rows
-                if (row["size"], row["method"], row["detector"]) == (size, method, name)
+                if (row["size"], row["method"], row["images"], row["detector"])
+                == (size, method, images, name)
             ]
             if not own:
                 cells.append(f"{'-':>22}")
@@ -190,7 +184,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             if name in floats:
                 lost.append(100 * floats[name] - float(np.mean(means)))
         ending = f"{np.mean(lost):8.2f}" if lost else f"{'':8}"
-        lines.append(f"{100 * size:5.1f}%  {method:28}" + "".join(cells) + ending)
+        about = paired.label({"method": method, "images": images})
+        lines.append(f"{100 * size:5.1f}%  {about:28}" + "".join(cells) + ending)
     return "\n".join(lines) + "\n"
 
 
@@ -206,7 +201,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for method in methods():
         points: dict[float, list[float]] = {}
         for row in rows:
-            if row["method"] == method != "float" and "mean" in row and row["detector"] in floats:
+            usual = "mean" in row and row["images"] == paired.IMAGES
+            if usual and row["method"] == method != "float" and row["detector"] in floats:
                 lost = 100 * (floats[row["detector"]] - row["mean"])
                 points.setdefault(100 * row["size"], []).append(lost)
         if points:
@@ -254,7 +250,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["default", "paper", *baselines.NAMES])
     parser.add_argument("--sizes", nargs="+", type=float, default=[0.2, 0.1, 0.075])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=paired.IMAGES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--collect", action="store_true", help="run nothing: write what is there")
@@ -269,17 +265,17 @@ def main() -> None:
             parser.error(f"method {method!r}: accepted is one of {', '.join(methods())}")
     torch.set_num_threads(arguments.threads)
     (arguments.out / "cells").mkdir(parents=True, exist_ok=True)
-    jobs = [(d, "float", 1.0, 0) for d in arguments.detectors]
+    jobs = [(d, "float", 1.0, 0, paired.IMAGES) for d in arguments.detectors]
     jobs += [
-        (d, m, size, seed)
+        (d, m, size, seed, arguments.images)
         for size in arguments.sizes
         for m in arguments.methods
         for seed in arguments.seeds
         for d in arguments.detectors
         if m != "float"
     ]
-    for detector, method, size, seed in jobs:
-        name = f"{detector}-{method}-{size:g}-{arguments.images}-{seed}.json".replace(" ", "_")
+    for detector, method, size, seed, images in jobs:
+        name = f"{detector}-{method}-{size:g}-{images}-{seed}.json".replace(" ", "_")
         path = arguments.out / "cells" / name
         if path.exists():
             continue
@@ -288,10 +284,10 @@ def main() -> None:
             "method": method,
             "size": size,
             "seed": seed,
-            "images": arguments.images,
+            "images": images,
         }
         try:
-            row |= cell(detector, method, size, seed, arguments.images)
+            row |= cell(detector, method, size, seed, images)
         except ValueError as error:  # a method that cannot keep the budget says so in the table
             row["error"] = str(error)
         write_whole(path, (json.dumps(row, indent=1) + "\n").encode())

@@ -14,6 +14,14 @@ _EDGE = 1e-4  # scores are kept to six digits: nearer to 0 and 1, logits would b
 Floats = NDArray[np.float64]
 
 
+IMAGES = 256  # of the calibration, where nothing else is said
+
+
+def label(row: dict[str, Any]) -> str:
+    """The method of a row, with its calibration images where these are not `IMAGES`."""
+    return row["method"] + ("" if row["images"] == IMAGES else f", {row['images']} images")
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Family and video of each scored picture."""
@@ -77,9 +85,8 @@ def differences(rows: list[dict[str, Any]], pictures: Pictures) -> list[dict[str
     runs: dict[tuple[str, float, str], list[Any]] = {}
     for row in rows:
         if "scores" in row:
-            key = (row["detector"], row["size"], row["method"])
-            if row["images"] == 256:
-                runs.setdefault(key, []).append(row["scores"])
+            key = (row["detector"], row["size"], label(row))
+            runs.setdefault(key, []).append(row["scores"])
     found = []
     for (detector, size, method), own in sorted(runs.items()):
         if method == "float":
@@ -103,27 +110,28 @@ def drifts(rows: list[dict[str, Any]], videos: Sequence[str]) -> list[dict[str, 
     tells methods apart that differ by less than the noise of an AUC.
     """
     floats = {row["detector"]: row for row in rows if row["method"] == "float" and "scores" in row}
-    runs: dict[tuple[str, float, str, int], list[Floats]] = {}
+    runs: dict[tuple[str, float, str], list[Floats]] = {}
     for row in rows:
         if row["method"] != "float" and "scores" in row and row["detector"] in floats:
-            exact = _logits(floats[row["detector"]]["scores"])
-            off = np.square(_logits(row["scores"]) - exact) / exact.var()
-            key = (row["detector"], row["size"], row["method"], row["images"])
+            exact = logits(floats[row["detector"]]["scores"])
+            off = np.square(logits(row["scores"]) - exact) / exact.var()
+            key = (row["detector"], row["size"], label(row))
             runs.setdefault(key, []).append(off)
     names, video = np.unique(np.asarray(videos), return_inverse=True)
     counts = np.bincount(video)
     draws = _shares(np.random.default_rng(0), len(names))
     found = []
-    for (detector, size, method, images), own in sorted(runs.items()):
+    for (detector, size, method), own in sorted(runs.items()):
         sums = np.bincount(video, np.mean(own, 0))
         low, high = np.sqrt(np.quantile((draws @ sums) / (draws @ counts), [0.025, 0.975]))
-        about = {"detector": detector, "size": size, "method": method, "images": images}
+        about = {"detector": detector, "size": size, "method": method}
         drift = float(np.sqrt(sums.sum() / counts.sum()))
         found.append({**about, "runs": len(own), "drift": drift, "interval": [low, high]})
     return found
 
 
-def _logits(scores: Sequence[float]) -> Floats:
+def logits(scores: Sequence[float]) -> Floats:
+    """The logits of probabilities, those beyond `_EDGE` as if they were there."""
     inside = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
     return np.asarray(np.log(inside / (1 - inside)))
 
@@ -132,8 +140,7 @@ def drift_table(found: list[dict[str, Any]]) -> str:
     """One line a method, in percent."""
     return "".join(
         f"{100 * one['size']:5.1f}%  {one['detector']:13} {one['method']}"
-        + (f", {one['images']} images" if one["images"] != 256 else "")
-        + f": {100 * one['drift']:.1f} % [{100 * one['interval'][0]:.1f}, "
+        f": {100 * one['drift']:.1f} % [{100 * one['interval'][0]:.1f}, "
         f"{100 * one['interval'][1]:.1f}], {one['runs']} seeds\n"
         for one in found
     )

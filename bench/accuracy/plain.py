@@ -3,7 +3,8 @@
     python bench/accuracy/plain.py [--pictures 256]
 
 All layers at 8 bits, nothing pruned or tuned, 256 calibration pictures; the interval is over the
-videos of the test split, the same for all draws of the calibration pictures.
+videos of the test split, the same for all draws of the calibration pictures. "logits" is how far
+they are from the float model's: the root mean square over pictures and draws, in their deviations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 
 import numpy as np
 from compare import PEOPLE, calibration, scores
-from paired import Pictures, difference
+from paired import Pictures, difference, logits
 
 from defakeq import reference
 from defakeq.compress.budget import file_size
@@ -32,7 +33,9 @@ def main() -> None:
     arguments = parser.parse_args()
     test = reference.evaluation("test", PEOPLE)
     pictures = Pictures(test.families, test.videos)
-    print(f"{'detector':14}{'file':>8}{'float':>8}{'8 bits':>8}  each draw, less float")
+    print(
+        f"{'detector':14}{'file':>8}{'float':>8}{'8 bits':>8}{'logits':>9}  each draw, less float"
+    )
     for name in arguments.detectors:
         model = reference.build(name)
         exact = scores(model, model, test.images)
@@ -47,9 +50,12 @@ def main() -> None:
         means = [mean(pictures, run) for run in runs]
         own = difference(pictures, runs, [exact])
         low, high = (100 * bound for bound in own["interval"])
+        wanted = logits(exact)
+        off = np.mean([np.square(logits(run) - wanted).mean() for run in runs]) / wanted.var()
         each = " ".join(f"{value - mean(pictures, exact):+.2f}" for value in means)
         print(
-            f"{name:14}{100 * part:7.1f}%{mean(pictures, exact):8.2f}{np.mean(means):8.2f}  "
+            f"{name:14}{100 * part:7.1f}%{mean(pictures, exact):8.2f}{np.mean(means):8.2f}"
+            f"{100 * np.sqrt(off):7.1f} %  "
             f"{each}; mean {100 * own['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
             flush=True,
         )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ACCEPTED = "a tensor of images, (images, labels), or batches of these"
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -72,11 +74,13 @@ def _parts(data: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(p, Tensor) for p in data):
         return data[0], data[1]
     if data is None or isinstance(data, (str, bytes)):
+        raise ValueError(f"calibration: found {type(data).__name__}; accepted is {_ACCEPTED}")
+    try:
+        batches = list(data)
+    except TypeError as error:
         raise ValueError(
-            f"calibration: found {type(data).__name__}; accepted is a tensor of images, (images, "
-            "labels), or batches of these"
-        )
-    batches = list(data)
+            f"calibration: found {type(data).__name__}; accepted is {_ACCEPTED}"
+        ) from error
     if not batches:
         raise ValueError("calibration: found no batch; accepted is at least two images")
     images, labels = [], []
@@ -91,4 +95,10 @@ def _parts(data: Any) -> tuple[Tensor, Tensor | None]:
             labels.append(label)
     if labels and len(labels) != len(images):
         raise ValueError("calibration: found labels in some batches only; accepted is all or none")
+    for image in images:
+        if image.dim() < 2 or image.shape[1:] != images[0].shape[1:]:
+            raise ValueError(
+                f"calibration: found batches of shape {tuple(images[0].shape)} and "
+                f"{tuple(image.shape)}; accepted is batches [N, C, H, W] of images of one size"
+            )
     return torch.cat(images), torch.cat(labels) if labels else None

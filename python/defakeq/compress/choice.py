@@ -15,6 +15,7 @@ from defakeq.compress.allocate import ActOption, Allocation, Option, Problem, so
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import converted, file_size
 from defakeq.compress.graph import Graph
+from defakeq.compress.greedy import greedy
 from defakeq.compress.latency import LatencyTable
 from defakeq.compress.presets import Preset
 from defakeq.compress.quantized import State
@@ -252,7 +253,7 @@ def _solved(
             )
         return Chosen(allocation.options, allocation.acts, weights, masks, pruning)
 
-    if below < math.inf:  # the best there is if the file had nothing beside the layers
+    if below < math.inf and task.preset.exact:  # if the file had nothing beside the layers
         whole = task.budget - task.reserve()
         if solve(replace(problem, budget=float(whole))).cost >= below:
             raise ValueError(f"size: found no allocation that costs less than {below}")
@@ -266,18 +267,19 @@ def _within_budget(
     least = sum(min(o.size for o in found) for found in problem.layers.values())
     layers = max(0.93 * task.budget - 40.0 * len(problem.layers), float(least))
     kept: tuple[Chosen, float] | None = None
+    solver = solve if task.preset.exact else greedy
     for _ in range(_TRIES):
-        allocation = solve(replace(problem, budget=layers))
+        allocation = solver(replace(problem, budget=layers))
         chosen = chosen_of(allocation)
         left = task.room(chosen)
         room = float(allocation.size + left)
         if left >= 0:
-            kept = chosen, allocation.cost
-            if room - layers < 0.002 * task.budget:
+            better = kept is None or allocation.cost < kept[1]
+            if better:
+                kept = chosen, allocation.cost
+            if not better or room - layers < 0.002 * task.budget:
                 break
-        elif kept is not None:
-            break
-        elif layers <= least:
+        elif layers <= least and kept is None:
             raise task.refused(-left, "at the narrowest widths")
         layers = max(room, float(least))
     if kept is None:

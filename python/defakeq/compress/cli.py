@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ def compress(
         Path | None,
         typer.Option(help="Folder of finished stages, to continue from; OUT.work if left out."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars, no table.")] = False,
 ) -> None:
@@ -86,6 +87,8 @@ def compress(
         write_whole(json_file, (json.dumps(found.report, indent=1) + "\n").encode())
     if report is not None:
         write_whole(report, to_html(found.report).encode())
+    for part in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # of a run that was killed
+        part.unlink(missing_ok=True)
     if work is None:
         import shutil
 

@@ -15,11 +15,12 @@ from defakeq.compress import report
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size
 from defakeq.compress.calibration import Calibration
+from defakeq.compress.checks import check_device, check_preset, check_seed, check_taken
 from defakeq.compress.choice import Chosen, Task, choose_options
 from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.latency import LatencyTable, microseconds
-from defakeq.compress.presets import Preset, preset
+from defakeq.compress.presets import Preset
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult, reconstruct
 from defakeq.compress.sizes import checkpoint_bytes
@@ -122,9 +123,9 @@ class _Run:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model: found {type(model).__name__}; accepted is a torch module")
         self.size = check_size(size)
-        self.preset = preset(chosen) if isinstance(chosen, str) else chosen
+        self.preset = check_preset(chosen)
         self.data = Calibration.of(calibration)
-        self.source, self.seed = model, seed
+        self.source, self.seed = model, check_seed(seed)
         self.latency, self.prune, self.veft = latency, prune, veft
         self.budget = int(self.size * checkpoint_bytes(model))
         self.bars = Bars(progress)
@@ -138,19 +139,23 @@ class _Run:
     ) -> Compressed:
         """Runs what is not finished."""
         self.table = LatencyTable.of(table, self.latency)
+        where = check_device(device)
         settings = [
             _VERSION, self.size, self.latency, self.preset.to_dict(), self.prune, self.veft,
             self.seed, table,
         ]  # fmt: skip
         key = fingerprint(self.source, [self.data.images, self.data.labels], settings)
         self.work = WorkDir(work, key)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         images, labels = self.data.images, self.data.labels
         if labels is not None and ranks().count > 1:  # every process gets both classes
             order = labels.argsort(stable=True)
             images, labels = images[order], labels[order]
         images, self.labels = part(images), part(labels)
-        self.graph = Graph(self.source, images).to(where)
+        try:
+            self.graph = Graph(self.source, images).to(where)
+        except Exception:
+            check_taken(self.source, images[:2])
+            raise
         self.images = images.to(where)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)

@@ -19,6 +19,7 @@ class Preset:
         widths: of the weights that may be chosen.
         objective: "measured" (sensitivity times rounding error), "score" (S_l 2^-b), or "uniform"
             (the widest width that fits, the same everywhere).
+        exact: whether the widths and channels are the integer programme's, or found step by step.
         ends: width of the first and the last layer, where the objective is "uniform"; None: alike.
         prune: whether redundant channels may go.
         speed: what all of the layers' time is worth, as a part of the margin's variance: channels
@@ -33,6 +34,7 @@ class Preset:
 
     widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     objective: str = "measured"
+    exact: bool = True
     ends: int | None = None
     prune: bool = True
     speed: float = 0.08
