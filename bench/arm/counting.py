@@ -5,6 +5,7 @@ A count depends on the files and the CPU only, so it is kept: in ARM_HOME/counts
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ def _run(option: str, cpu: str, command: list[str], environment: dict[str, str])
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} on {cpu}: {result.stderr[-500:]}")
     printed = "\n".join(_PRINTED.findall(result.stderr))
-    with _lock:
+    with _lock, kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of other runs
         counts = json.loads(kept.read_text()) if kept.exists() else {}
         part = kept.with_suffix(".part")
         part.write_text(json.dumps({**counts, key: printed}, indent=0))
