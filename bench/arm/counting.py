@@ -97,10 +97,11 @@ def a_call(
     return (many - few) // (calls[1] - calls[0])
 
 
-def last_run(cpu: str, command: list[str], environment: dict[str, str]) -> int:
-    """Return the instructions between a program's last two readings of the clock."""
-    marks = re.findall(r"^mark (\d+)$", _run("--marks", cpu, command, environment), re.MULTILINE)
-    return int(marks[-1]) - int(marks[-2])
+def last_run(cpu: str, command: list[str], environment: dict[str, str], marks: int) -> int:
+    """Return the instructions from the first to the last of a program's last readings of the clock,
+    of which each takes some thirty itself."""
+    found = re.findall(r"^mark (\d+)$", _run("--marks", cpu, command, environment), re.MULTILINE)
+    return int(found[-1]) - int(found[-marks])
 
 
 def between_calls(cpu: str, command: list[str], environment: dict[str, str]) -> list[int]:

@@ -92,18 +92,6 @@ DQ_INLINE void add_rests(const GemmS8Args& a, const int8_t* const* rows, const i
   const int64_t whole = a.steps / 4 * kGroup, rest = a.steps * 4 - whole;
   for (int t = 0; rest > 0 && t < a.taps; ++t) {
     const int8_t* from = w + t * a.steps * 64 + whole * kBlock;
-    if (rest == 8) {  // of most channels
-      int8x8_t wv[kOutputs];
-#pragma GCC unroll 4
-      for (int n = 0; n < kOutputs; ++n) wv[n] = vld1_s8(from + (q * kOutputs + n) * 8);
-#pragma GCC unroll 5
-      for (int r = 0; r < R; ++r) {
-        const int8x8_t xv = vld1_s8(rows[r] + a.tap_offset[t] + whole);
-#pragma GCC unroll 4
-        for (int n = 0; n < kOutputs; ++n) acc[r][n] = vpadalq_s16(acc[r][n], vmull_s8(wv[n], xv));
-      }
-      continue;
-    }
     int8x16_t wv[kOutputs], xv[R];
     for (int n = 0; n < kOutputs; ++n) wv[n] = load_rest(from + (q * kOutputs + n) * rest, rest);
     for (int r = 0; r < R; ++r) {
@@ -154,7 +142,7 @@ DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block
       if constexpr (R % 2 != 0) sum_extremes<1>(a, row + R - 1, w, q, acc + R - 1);
     } else if constexpr (R == 4) {
       add_pairs(a, row, w, q, acc);
-      if (a.steps % 4 != 2) add_rests<R>(a, a.rows + row, w, q, acc);
+      if (a.steps % 2 != 0) add_rests<R>(a, a.rows + row, w, q, acc);
     } else {
       clear<R>(acc);
       sum_widened<true, R>(a, row, w, q, acc);
@@ -194,7 +182,7 @@ void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
   const int64_t none = 0;
   for (int64_t row = 0; row < a.m; row += kChainRows) {
     const int64_t left = a.m - row, count = left < kChainRows ? left : kChainRows;
-    ChainRows x = {{}, a.tap_offset, a.taps, a.steps / 4, a.steps % 4 * 64};
+    ChainRows x = {{}, a.tap_offset, a.taps, a.steps / 4, a.steps % 4 * 64, a.steps % 4 == 2};
     for (int64_t r = 0; r < kChainRows; ++r) x.rows[r] = a.rows[row + (r < count ? r : count - 1)];
     if (gathers) {
       gather(a, x.rows, panel);
@@ -207,8 +195,8 @@ void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
       const int32_t* start = start_of(a, f, b);
       int32x4_t sums[kChainRows][kParts];
       for (int q = 0; q < kParts; ++q) {
-        sum_chains(x, most, w + q * kOutputs * kGroup, start + q * 4, &sums[0][q]);
-        if (!whole) {
+        sum_chains(x, most, w, q, start + q * 4, &sums[0][q]);
+        if (a.steps % 2 != 0) {
           Sums<kChainRows> acc;
           clear<kChainRows>(acc);
           add_rests<kChainRows>(a, x.rows, w, q, acc);
