@@ -88,12 +88,25 @@ def bars(c: Counts) -> Iterator[Bar]:
         yield f"four networks, {name} over the best peer on cortex-a76", mean, "<=", accepted
 
 
+def behind(c: Counts) -> Iterator[tuple[str, int, str, float]]:
+    """Yield the dense works in which a peer does fewer: work, bits, CPU, ours over the best."""
+    peers = {(work, cpu) for work, engine, _, cpu in c.rows if engine != "defakeq"}
+    for work, engine, bits, cpu in c.rows:
+        if engine == "defakeq" and (work, cpu) in peers:
+            ratio = c.ours(work, bits, cpu) / c.best(work, cpu)
+            if ratio > 1:
+                yield work, bits, cpu, ratio
+
+
 def main() -> None:
     counts = Counts(json.loads(Path(sys.argv[1]).read_text()))
     for what, found, relation, accepted in bars(counts):
         met = found >= accepted if relation == ">=" else found <= accepted
         state = "met" if met else "MISSED"
         print(f"{what:62s} {found:8.3f} {relation} {accepted:6.2f}  {state}")
+    print("\nwhere a peer does fewer instructions, ours over the best")
+    for work, bits, cpu, ratio in behind(counts):
+        print(f"{work:24s} {bits} bits  {cpu:12s} {ratio:6.3f}")
 
 
 if __name__ == "__main__":

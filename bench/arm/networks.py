@@ -22,7 +22,7 @@ from defakeq_kernels.runtime import load
 
 NETWORKS = ("mobilenetv3_large", "resnet34", "efficientnet_b4", "swin_base")
 PLANS = ("8", "4", "half")
-# On the other CPUs the larger ones take hours, with the peers'.
+# On the other CPUs the larger ones take long, with the peers'.
 WHOLE, SMALL = ("cortex-a76",), ("mobilenetv3_large",)
 # Vectors of 512 bits, which no board has: layers tell enough.
 LAYERS_ONLY = "max"
