@@ -22,10 +22,10 @@ namespace {
 #define DQ_SINGLE(row, x0, a, b, c, d) \
   "ldr q" #x0 ", [%[" #row "]], #16\n\t" DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)
 // 8 positions.
-#define DQ_REST(row, x, a, b, c, d)                                                             \
-  "ldr d" #x ", [%[" #row "]]\n\tsmlal v" #a ".8h, v0.8b, v" #x ".8b\n\tsmlal v" #b             \
-  ".8h, v1.8b, v" #x ".8b\n\tsmlal v" #c ".8h, v2.8b, v" #x ".8b\n\tsmlal v" #d ".8h, v3.8b, v" \
-  #x ".8b\n\t"
+#define DQ_REST(row, x, a, b, c, d)                                                                \
+  "ldr d" #x ", [%[" #row "]]\n\tsmlal v" #a ".8h, v0.8b, v" #x ".8b\n\tsmlal v" #b                \
+  ".8h, v1.8b, v" #x ".8b\n\tsmlal v" #c ".8h, v2.8b, v" #x ".8b\n\tsmlal v" #d ".8h, v3.8b, v" #x \
+  ".8b\n\t"
 // int16 sums to acc, for the first time and again; they start again from 0.
 #define DQ_ZERO(a, b) "movi v" #a ".4s, #0\n\tmovi v" #b ".4s, #0\n\t"
 #define DQ_KEEP(a, b, at)                                                              \
