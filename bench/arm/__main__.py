@@ -22,9 +22,10 @@ from bench.arm.counting import a_call, between_calls, last_run, row
 from bench.arm.estimate import estimates
 from bench.arm.peer_layers import LAYERS, file_name
 
-CPUS = ("cortex-a53", "cortex-a76", "max")  # of the tiers neon, neondot and i8mm
+CPUS = ("cortex-a53", "cortex-a76", "max-128", "max")  # of the tiers neon, neondot and twice i8mm
 VARIANTS = ("", " half-out", " half-in-out")
 NHWC, DIRECT = "onnxruntime nhwc", "ncnn direct"  # no transposes; no Winograd
+REPEATS = 3  # of a peer's layer
 PEER = str(Path(__file__).with_name("peer_run.py"))
 
 Row = dict[str, Any]
@@ -48,23 +49,27 @@ class Counts:
         """Return the row of a program."""
         x = networks.input_of(name, self.home / "networks")
         command = [str(self.build / "dq_run"), str(networks.program_of(name, plan)), str(x)]
-        command += ["--bench", "--repeat", "1", "--threads", "1"]
-        found = last_run(self.cpu, command, self.environment)
+        command += ["--threads", "1"]
+        # it reads the clock before and after the program, before the first node, after each
+        marks = networks.nodes_of(name, plan) + 3
+        found = last_run(self.cpu, command, self.environment, marks)
         work, bits = networks.work_of(name, plan), networks.bits_of(plan)
         return [row(work, bits, "defakeq", self.cpu, found)]
 
-    def peer(self, engine: str, works: list[tuple[str, str, Path]]) -> list[Row]:
-        """Return the rows of an engine, for its works and how it runs them."""
+    def peer(self, engine: str, works: list[tuple[str, str, Path]], repeats: int = 1) -> list[Row]:
+        """Return the rows of an engine, for its works and how it runs them: the least of the
+        repeats, which do not agree."""
         files: list[str] = []
         for _, label, path in works:
             if label == DIRECT and "--direct" not in files:
                 files.append("--direct")
-            files.append(str(path))
+            files += [str(path)] * repeats
         python = {**self.environment, "PYTHONPATH": str(self.home / "site")}
         counts = between_calls(self.cpu, ["python3", PEER, engine, *files], python)
+        least = [min(counts[i : i + repeats]) for i in range(0, len(counts), repeats)]
         return [
             row(work, 8, label, self.cpu, found)
-            for (work, label, _), found in zip(works, counts, strict=True)
+            for (work, label, _), found in zip(works, least, strict=True)
         ]
 
     def own_tasks(self, names: list[str]) -> list[Task]:
@@ -90,13 +95,15 @@ class Counts:
                 (name, label, stem) for label in ("ncnn", DIRECT) for name, stem in stems.items()
             ],
         }
-        tasks: list[Task] = [lambda e=engine: self.peer(e, works[e]) for engine in works]
+        tasks: list[Task] = [lambda e=engine: self.peer(e, works[e], REPEATS) for engine in works]
         folder = self.home / "networks"
-        onnx = [(name, "onnxruntime", networks.onnx_of(name)) for name in names]
-        made = {name: networks.ncnn_of(name, folder) for name in names}
-        ncnn = [(name, "ncnn", stem) for name, stem in made.items() if stem is not None]
-        tasks += [lambda: self.peer("onnxruntime", onnx)] if onnx else []
-        tasks += [lambda: self.peer("ncnn", ncnn)] if ncnn else []
+        for name in names:
+            onnx = [(name, "onnxruntime", networks.onnx_of(name))]
+            tasks.append(lambda works=onnx: self.peer("onnxruntime", works))
+            stem = networks.ncnn_of(name, folder)
+            if stem is not None:
+                ncnn = [(name, "ncnn", stem)]
+                tasks.append(lambda works=ncnn: self.peer("ncnn", works))
         return tasks
 
 

@@ -5,6 +5,7 @@ A count depends on the files and the CPU only, so it is kept: in ARM_HOME/counts
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ def _run(option: str, cpu: str, command: list[str], environment: dict[str, str])
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} on {cpu}: {result.stderr[-500:]}")
     printed = "\n".join(_PRINTED.findall(result.stderr))
-    with _lock:
+    with _lock, kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of other runs
         counts = json.loads(kept.read_text()) if kept.exists() else {}
         part = kept.with_suffix(".part")
         part.write_text(json.dumps({**counts, key: printed}, indent=0))
@@ -95,10 +97,11 @@ def a_call(
     return (many - few) // (calls[1] - calls[0])
 
 
-def last_run(cpu: str, command: list[str], environment: dict[str, str]) -> int:
-    """Return the instructions between a program's last two readings of the clock."""
-    marks = re.findall(r"^mark (\d+)$", _run("--marks", cpu, command, environment), re.MULTILINE)
-    return int(marks[-1]) - int(marks[-2])
+def last_run(cpu: str, command: list[str], environment: dict[str, str], marks: int) -> int:
+    """Return the instructions from the first to the last of a program's last readings of the clock,
+    of which each takes some thirty itself."""
+    found = re.findall(r"^mark (\d+)$", _run("--marks", cpu, command, environment), re.MULTILINE)
+    return int(found[-1]) - int(found[-marks])
 
 
 def between_calls(cpu: str, command: list[str], environment: dict[str, str]) -> list[int]:

@@ -43,13 +43,13 @@ LOOPS = (
     Loop(
         "gemm, 8 bits, smull",
         "neon/dq_gemm_q8",
-        r"lambda0'\(long\)::operator\(\)<4>",
+        r"gemm_s8.*::operator\(\)<4>",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(
         "gemm, 8 bits, extreme codes",
         "neon/dq_gemm_q8",
-        r"lambda'\(long\)::operator\(\)<3>",
+        "sum_extremes<2>",
         ("cortex-a72", "cortex-a53"),
     ),
     Loop(

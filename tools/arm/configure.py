@@ -34,7 +34,7 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent.parent
     command = ["cmake", "-S", str(root), "-B", build, "-G", "Ninja"]
     command.append(f"-DCMAKE_TOOLCHAIN_FILE={root / 'cmake/toolchains/aarch64-linux.cmake'}")
-    command += python_options(Path(home) / "rootfs") + options
+    command += python_options(Path(home).absolute() / "rootfs") + options
     subprocess.run(command, check=True)
 
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs a 64-bit ARM program as a given CPU, in the root file system that setup.sh made, if it did.
 # usage: emulate.sh [--count | --marks | --blocks | --misses] CPU PROGRAM [ARG ...]
-#   CPU      cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max, ... (qemu-aarch64 -cpu help)
+#   CPU      cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max, ... (qemu-aarch64 -cpu help); max has SVE
+#            of 512 bits and SME, max-128 SVE of 128 bits and no SME, as the cores of phones and boards
 #   PROGRAM  a program, or python3 for that of the root file system (PYTHONPATH is passed on)
 # To the standard error, --count prints "instructions N", --marks also "mark N" at every reading of the
 # clock and "call N" at every getsid(), --blocks also "block ADDRESS LENGTH EXECUTIONS" of every piece of code, --misses prints
@@ -40,6 +41,7 @@ if [ -d "$home/rootfs" ]; then
     "$features" "$part" >"$sysroot/proc/cpuinfo.$$"
   mv "$sysroot/proc/cpuinfo.$$" "$sysroot/proc/cpuinfo" # others may be reading it
 fi
+if [ "$cpu" = max-128 ]; then cpu=max,sve-max-vq=1,sme=off; fi
 if [ "$1" = python3 ]; then
   shift
   # shellcheck disable=SC2086

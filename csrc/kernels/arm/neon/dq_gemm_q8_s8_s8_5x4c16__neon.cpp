@@ -4,7 +4,8 @@
 //
 // |w x| <= 2^(bits - 1) 2^7, so 2^(9 - bits) - 1 products fit an int16 lane. Low-bit weights add up
 // that many before sadalp widens them. 8-bit weights add up two, which overflows only where two
-// codes that meet are both 0 (w = -128): such panels are found first and widen every product.
+// codes that meet are both 0 (w = -128): fours of outputs with such codes are found first and widen
+// every product.
 #include "kernels/arm/finish.h"
 #include "kernels/arm/kernels.h"
 #include "kernels/arm/neon/sum_chains.h"
@@ -113,19 +114,38 @@ DQ_INLINE int32x4_t across(const int32x4_t (&acc)[kOutputs]) {
   return vpaddq_s32(vpaddq_s32(acc[0], acc[1]), vpaddq_s32(acc[2], acc[3]));
 }
 
-template <bool kPaired, int R>
-DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block) {
+// One or two rows: for more GCC spills sums.
+template <int R>
+__attribute__((noinline)) void sum_extremes(const GemmS8Args& a, int64_t row, const int8_t* w,
+                                            int q, int32x4_t (*sums)[kOutputs]) {
+  Sums<R> acc;
+  clear<R>(acc);
+  sum_widened<false, R>(a, row, w, q, acc);
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kOutputs; ++n) sums[r][n] = acc[r][n];
+  }
+}
+
+// `extremes`: a bit for each four of outputs that has them.
+template <int R>
+DQ_INLINE void tile(const GemmS8Args& a, const Finish& f, int64_t row, int block,
+                    unsigned extremes) {
   const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
   const int32_t* start = start_of(a, f, block);
   int32x4_t rows[R][kParts];
   for (int q = 0; q < kParts; ++q) {
     Sums<R> acc;
-    clear<R>(acc);
-    if constexpr (kPaired && R == 4) {
-      add_pairs(a, row, w + q * kOutputs * kGroup, acc);
-      add_rests<R>(a, a.rows + row, w, q, acc);
+    if ((extremes >> q & 1) != 0) {
+      for (int r = 0; r + 2 <= R; r += 2) sum_extremes<2>(a, row + r, w, q, acc + r);
+      if constexpr (R % 2 != 0) sum_extremes<1>(a, row + R - 1, w, q, acc + R - 1);
+    } else if constexpr (R == 4) {
+      add_pairs(a, row, w, q, acc);
+      if (a.steps % 2 != 0) add_rests<R>(a, a.rows + row, w, q, acc);
     } else {
-      sum_widened<kPaired, R>(a, row, w, q, acc);
+      clear<R>(acc);
+      sum_widened<true, R>(a, row, w, q, acc);
     }
 #pragma GCC unroll 5
     for (int r = 0; r < R; ++r) rows[r][q] = vaddq_s32(across(acc[r]), vld1q_s32(start + q * 4));
@@ -162,7 +182,7 @@ void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
   const int64_t none = 0;
   for (int64_t row = 0; row < a.m; row += kChainRows) {
     const int64_t left = a.m - row, count = left < kChainRows ? left : kChainRows;
-    ChainRows x = {{}, a.tap_offset, a.taps, a.steps / 4, a.steps % 4 * 64};
+    ChainRows x = {{}, a.tap_offset, a.taps, a.steps / 4, a.steps % 4 * 64, a.steps % 4 == 2};
     for (int64_t r = 0; r < kChainRows; ++r) x.rows[r] = a.rows[row + (r < count ? r : count - 1)];
     if (gathers) {
       gather(a, x.rows, panel);
@@ -175,8 +195,8 @@ void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
       const int32_t* start = start_of(a, f, b);
       int32x4_t sums[kChainRows][kParts];
       for (int q = 0; q < kParts; ++q) {
-        sum_chains(x, most, w + q * kOutputs * kGroup, start + q * 4, &sums[0][q]);
-        if (!whole) {
+        sum_chains(x, most, w, q, start + q * 4, &sums[0][q]);
+        if (a.steps % 2 != 0) {
           Sums<kChainRows> acc;
           clear<kChainRows>(acc);
           add_rests<kChainRows>(a, x.rows, w, q, acc);
@@ -190,23 +210,32 @@ void sum_low_bits(const GemmS8Args& a, int64_t most, const Finish& f) {
   }
 }
 
-// Whether some two codes that one smull and smlal2 add up are both -128.
-bool has_paired_extremes(const GemmS8Args& a, int block) {
+// The fours of outputs where some two codes that one smull and smlal2 add up are both -128.
+unsigned paired_extremes(const GemmS8Args& a, int block) {
   const auto* w = reinterpret_cast<const int8_t*>(a.w + block * a.w_stride);
   const int64_t length = a.steps * 4;
   const int8x16_t lowest = vdupq_n_s8(-128);
-  uint8x8_t found = vdup_n_u8(0);
-  const auto look = [&](int8x16_t v) __attribute__((always_inline)) {
+  uint8x8_t found[kParts] = {vdup_n_u8(0), vdup_n_u8(0), vdup_n_u8(0), vdup_n_u8(0)};
+  const auto look = [&](int q, int8x16_t v) __attribute__((always_inline)) {
     const uint8x16_t extreme = vceqq_s8(v, lowest);
-    found = vorr_u8(found, vand_u8(vget_low_u8(extreme), vget_high_u8(extreme)));
+    found[q] = vorr_u8(found[q], vand_u8(vget_low_u8(extreme), vget_high_u8(extreme)));
   };
   for (int t = 0; t < a.taps; ++t) {
-    const int64_t whole = length / kGroup * kGroup, rest = length - whole;
-    for (int64_t i = 0; i < whole; ++i, w += kBlock) look(vld1q_s8(w));
-    for (int n = 0; n < kBlock && rest > 8; ++n) look(load_rest(w + n * rest, rest));
+    const int64_t groups = length / kGroup, rest = length % kGroup;
+    for (int64_t g = 0; g < groups; ++g, w += kBlock * kGroup) {
+#pragma GCC unroll 16
+      for (int n = 0; n < kBlock; ++n) look(n / kOutputs, vld1q_s8(w + n * kGroup));
+    }
+    for (int n = 0; n < kBlock && rest > 8; ++n) {
+      look(n / kOutputs, load_rest(w + n * rest, rest));
+    }
     w += kBlock * rest;
   }
-  return vget_lane_u64(vreinterpret_u64_u8(found), 0) != 0;
+  unsigned fours = 0;
+  for (unsigned q = 0; q < kParts; ++q) {
+    fours |= vget_lane_u64(vreinterpret_u64_u8(found[q]), 0) != 0 ? 1u << q : 0u;
+  }
+  return fours;
 }
 
 }  // namespace
@@ -219,11 +248,8 @@ void gemm_s8(const GemmS8Args& a) {
     sum_low_bits(a, most & ~int64_t{1}, f);
   } else {
     for (int b = 0; b < a.blocks; ++b) {
-      if (a.bits == 8 && has_paired_extremes(a, b)) {
-        simd::for_tiles<3>(a.m, [&]<int R>(int64_t row) { tile<false, R>(a, f, row, b); });
-      } else {
-        simd::for_tiles<4>(a.m, [&]<int R>(int64_t row) { tile<true, R>(a, f, row, b); });
-      }
+      const unsigned extremes = a.bits == 8 ? paired_extremes(a, b) : 0;
+      simd::for_tiles<4>(a.m, [&]<int R>(int64_t row) { tile<R>(a, f, row, b, extremes); });
     }
   }
   if (f.int8_only) replace_outputs(a.post, a.out, a.out_stride, a.m, a.n);

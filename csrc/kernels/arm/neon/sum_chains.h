@@ -21,6 +21,11 @@ namespace {
       DQ_GROUP(x1, 4, 5, 6, 7, a, b, c, d)
 #define DQ_SINGLE(row, x0, a, b, c, d) \
   "ldr q" #x0 ", [%[" #row "]], #16\n\t" DQ_GROUP(x0, 0, 1, 2, 3, a, b, c, d)
+// 8 positions.
+#define DQ_REST(row, x, a, b, c, d)                                                                \
+  "ldr d" #x ", [%[" #row "]]\n\tsmlal v" #a ".8h, v0.8b, v" #x ".8b\n\tsmlal v" #b                \
+  ".8h, v1.8b, v" #x ".8b\n\tsmlal v" #c ".8h, v2.8b, v" #x ".8b\n\tsmlal v" #d ".8h, v3.8b, v" #x \
+  ".8b\n\t"
 // int16 sums to acc, for the first time and again; they start again from 0.
 #define DQ_ZERO(a, b) "movi v" #a ".4s, #0\n\tmovi v" #b ".4s, #0\n\t"
 #define DQ_KEEP(a, b, at)                                                              \
@@ -46,12 +51,15 @@ struct ChainRows {
   const int64_t* tap_offset;
   int64_t taps, groups;  // of 16 positions a tap
   int64_t rest;          // bytes of weights between the groups of one tap and of the next
+  int64_t eight;         // 1 where what is left of a tap is 8 positions, else 0
 };
 
-// out[4 r .. 4 r + 3]: start + the sums of row r over whole groups of all taps, for the 4 outputs
-// whose weights w points to. At most `most` groups meet in int16. Rows are 64 bytes apart.
-inline void sum_chains(const ChainRows& x, int64_t most, const int8_t* w, const int32_t* start,
-                       int32x4_t* out) {
+// out[4 r .. 4 r + 3]: start + the sums of row r over whole groups of all taps, and over what is
+// left of them where that is 8 positions, for outputs [4 q, 4 q + 4). At most `most` groups meet in
+// int16, an 8 counting as one. Rows are 64 bytes apart.
+inline void sum_chains(const ChainRows& x, int64_t most, const int8_t* w, int q,
+                       const int32_t* start, int32x4_t* out) {
+  w += q * 64;
   const int64_t* tap_offset = x.tap_offset;
   int64_t taps = x.taps, left = most, stored = 0, groups, run, offset;
   const int8_t *x0, *x1, *x2, *x3, *x4;
@@ -124,7 +132,19 @@ inline void sum_chains(const ChainRows& x, int64_t most, const int8_t* w, const 
       DQ_ADD(24, 25, 192) DQ_ADD(26, 27, 224)
       DQ_ADD(28, 29, 256) DQ_ADD(30, 31, 288)
       "b 9b\n\t"
-      "7:\n\t"
+      "7:\n\t"  // what is left of the tap
+      "cbz %[eight], 12f\n\t"
+      "cbz %[left], 8b\n\t"
+      "sub %[left], %[left], #1\n\t"
+      "sub %[run], %[w], %[back]\n\t"
+      "ldp d0, d1, [%[run]]\n\t"
+      "ldp d2, d3, [%[run], #16]\n\t"
+      DQ_REST(x0, 8, 12, 13, 14, 15)
+      DQ_REST(x1, 9, 16, 17, 18, 19)
+      DQ_REST(x2, 10, 20, 21, 22, 23)
+      DQ_REST(x3, 11, 24, 25, 26, 27)
+      DQ_REST(x4, 8, 28, 29, 30, 31)
+      "12:\n\t"
       "add %[w], %[w], %[rest]\n\t"
       "subs %[taps], %[taps], #1\n\t"
       "b.ne 1b\n\t"
@@ -147,7 +167,7 @@ DQ_LAST_AND(28, 29, 30, 31, 256, 288)
         [stored] "+&r"(stored), [groups] "=&r"(groups), [run] "=&r"(run), [offset] "=&r"(offset),
         [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3), [x4] "=&r"(x4)
       : [rows] "r"(x.rows), [per_tap] "r"(x.groups), [most] "r"(most), [rest] "r"(x.rest),
-        [acc] "r"(acc), [start] "r"(start), [out] "r"(out)
+        [eight] "r"(x.eight), [back] "r"(int64_t{q * 32}), [acc] "r"(acc), [start] "r"(start), [out] "r"(out)
       : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
         "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24",
         "v25", "v26", "v27", "v28", "v29", "v30", "v31");
@@ -156,6 +176,7 @@ DQ_LAST_AND(28, 29, 30, 31, 256, 288)
 #undef DQ_GROUP
 #undef DQ_ROW
 #undef DQ_SINGLE
+#undef DQ_REST
 #undef DQ_ZERO
 #undef DQ_KEEP
 #undef DQ_ADD
