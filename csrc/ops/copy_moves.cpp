@@ -1,6 +1,7 @@
 // Copies whose index is regular, such as transpositions and concatenations of channels: found when
 // a program is loaded, run without the index.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 

@@ -72,7 +72,7 @@ class FadHead(nn.Module):
         back = [self._DCT_all_T[:half, parity::2] for parity in range(2)]
         down: list[list[Tensor]] = [[], []]  # of either parity: frequency across, color, down
         for across in range(2):
-            spectrum = F.linear(x, self._DCT_all[across::2]).permute(0, 3, 1, 2)
+            spectrum = F.linear(x, self._DCT_all[across::2]).permute(0, 3, 1, 2).contiguous()
             for parity in range(2):
                 one = F.linear(spectrum, self._DCT_all[parity::2])
                 for f in self.filters:
@@ -86,7 +86,7 @@ class FadHead(nn.Module):
         """Half of the rows of the pictures, (batch, 12, size / 2, size)."""
         half = x.shape[-1]
         x = x.reshape(x.shape[0], 2, len(self.filters), half, 3, half).permute(0, 1, 5, 2, 4, 3)
-        even, odd = (F.linear(x[:, parity], back[parity]) for parity in range(2))
+        even, odd = (F.linear(x[:, parity].contiguous(), back[parity]) for parity in range(2))
         whole = torch.cat([even + odd, (even - odd).flip(-1)], -1)  # row, band, color, column
         return whole.flatten(2, 3).transpose(1, 2)
 
