@@ -32,6 +32,7 @@ from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
 _VERSION = 2
+_TRIES = 3  # to restore channels within the budget
 _RANGE_IMAGES = 256  # of the ranges of a program's values
 
 
@@ -286,10 +287,19 @@ class _Run:
         # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
         room = self.budget - file_size(integer)[1]
-        states = self._restore(statistics, states, room)
-        mixed = any(state.half is not None for state in states.values())
+        model, whole = integer, states
+        for _ in range(_TRIES):
+            states = self._restore(statistics, whole, room)
+            mixed = any(state.half is not None for state in states.values())
+            model = converted(self.graph.model, states, images, mixed=True) if mixed else integer
+            over = file_size(model)[1] - self.budget
+            if not mixed or over <= 0:
+                break
+            room -= over  # the header took more than was expected
+        else:
+            states, model, mixed = whole, integer, False
+            self.facts["drift"].pop("mixed", None)
         own, plan = exported(self.graph.model, states, mixed)
-        model = converted(self.graph.model, states, images, mixed=True) if mixed else integer
         facts = {
             "version": _VERSION,
             "preset": self.preset.to_dict(),
@@ -315,6 +325,9 @@ class _Run:
         for key, program in (("integer_size", integer), ("size", model)):
             report.carry(program, found.report)
             sizes[key] = file_size(program)[0]
+            if sizes[key] > self.budget:  # by a few bytes, which the summary takes
+                report.leave(program)
+                sizes[key] = file_size(program)[0]
             if sizes[key] > self.budget:
                 raise RuntimeError(
                     f"size: found a file of {sizes[key]} bytes; asked was {self.budget}"
