@@ -401,6 +401,9 @@ def test_narrow_states_keep_what_float16_cannot_hold():
     assert torch.equal(found.grid.scale[:2], scale[:2].half().float())
     assert found.grid.scale[2] == 1.0  # of weights that are all zero
     assert torch.equal(found.bias, state.bias.half().float())
+    small = replace(state, grid=Grid(2, scale * torch.tensor([1.0, 1e-6, 1.0]), zero))
+    assert torch.equal(small.narrow().grid.scale[:2], small.grid.scale[:2].half().float())
+    assert float(small.narrow().grid.scale[1]) > 0
     tiny = replace(state, grid=Grid(2, scale * 1e-6, zero), bias=state.bias * 1e6)
     assert torch.equal(tiny.narrow().grid.scale[:2], tiny.grid.scale[:2])
     assert torch.equal(tiny.narrow().bias, tiny.bias)

@@ -49,6 +49,12 @@ size_t scratch_bytes(const PackedLayer& layer, const OpArgs& args, const Images&
   return most;
 }
 
+// A convolution as it runs.
+struct Conv2d {
+  const PackedLayer& layer;
+  Images images;
+};
+
 Images conv2d_images(const PackedLayer& layer, int64_t n, int64_t h, int64_t w) {
   return {n,
           h,
@@ -56,6 +62,13 @@ Images conv2d_images(const PackedLayer& layer, int64_t n, int64_t h, int64_t w) 
           layer.in_channels,
           conv_out_size(h, layer.kernel[0], layer.stride[0], layer.padding[0], layer.dilation[0]),
           conv_out_size(w, layer.kernel[1], layer.stride[1], layer.padding[1], layer.dilation[1])};
+}
+
+// With several pixels as one, where the layer and the image's width allow it.
+Conv2d conv2d_of(const PackedLayer& layer, int64_t n, int64_t h, int64_t w) {
+  const bool joins = layer.joined_pixels > 1 && w % layer.joined_pixels == 0;
+  const auto& used = joins ? *layer.at<PackedLayer>(layer.joined) : layer;
+  return {used, conv2d_images(used, n, h, joins ? w / layer.joined_pixels : w)};
 }
 
 void run(const PackedLayer& layer, const OpArgs& args, const Images& images, Parallel& parallel,
@@ -132,7 +145,8 @@ void conv2d(const OpArgs& args, int64_t n, int64_t h, int64_t w, Parallel& paral
   }
   check_args(layer, args, n == 0);
   if (n == 0) return;
-  run(layer, args, images, parallel, scratch);
+  const Conv2d conv = conv2d_of(layer, n, h, w);
+  run(conv.layer, args, conv.images, parallel, scratch);
 }
 
 size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_t x_stride, int threads) {
@@ -142,13 +156,18 @@ size_t linear_scratch_bytes(const OpArgs& args, int64_t rows, int64_t x_stride, 
 
 size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h, int64_t w, int threads) {
   const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
-  return scratch_bytes(layer, args, conv2d_images(layer, n, h, w), threads);
+  const Conv2d conv = conv2d_of(layer, n, h, w);
+  return scratch_bytes(conv.layer, args, conv.images, threads);
 }
 
 bool conv2d_uses_winograd(const OpArgs& args, int64_t n, int64_t h, int64_t w) {
+  const Conv2d conv = conv2d_of(packed_layer(args.blob, args.blob_bytes), n, h, w);
+  return conv.layer.winograd != 0 && uses_winograd(conv.layer, kernels(), args, conv.images);
+}
+
+bool conv2d_joins_pixels(const OpArgs& args, int64_t w) {
   const PackedLayer& layer = packed_layer(args.blob, args.blob_bytes);
-  return layer.winograd != 0 &&
-         uses_winograd(layer, kernels(), args, conv2d_images(layer, n, h, w));
+  return layer.joined_pixels > 1 && w % layer.joined_pixels == 0;
 }
 
 void quantize(const float* x, int64_t count, const Quantization& q, int8_t* out) {

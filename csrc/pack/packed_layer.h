@@ -72,7 +72,8 @@ struct PackedLayer {
   int32_t needs_float_rows;  // some block reads the activations as float32
   int32_t dw_window;         // depthwise: some window factor is not 0
   int32_t segments;
-  int32_t winograd;  // 3x3 of stride 1 whose sums stay so small that Winograd's are exact
+  int32_t winograd;       // 3x3 of stride 1 whose sums stay so small that Winograd's are exact
+  int32_t joined_pixels;  // that the layer at `joined` takes for one; 1: there is none
 
   int64_t block_table;    // PackedBlock[blocks]
   int64_t segment_table;  // SegmentInfo[segments]
@@ -90,6 +91,7 @@ struct PackedLayer {
   // out_channels -> slots, for rows of at least 16 bytes
   ShufflePlaces residual;
   int64_t dw_weight;  // depthwise: int8 [int blocks][row groups][kw][16][4]
+  int64_t joined;     // PackedLayer
 
   template <class T>
   const T* at(int64_t offset) const {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "defakeq/layer.h"
 #include "pack/check_layer.h"
+#include "pack/joined_pixels.h"
 #include "pack/packed_layer.h"
 #include "pack/shuffle_plan.h"
 
@@ -73,6 +75,9 @@ class Packer {
   std::vector<Block> blocks_;
   std::vector<int32_t> slot_channel_, channel_slot_, in_index_;
   ShuffleTables gather_, scatter_, residual_;
+  // the layer of several pixels at once, where there is one
+  std::unique_ptr<JoinedPixels> joined_;
+  std::unique_ptr<Packer> joined_packer_;
   int64_t weights_at_ = 0;  // where the weights start; they are written whole
   // the codes of the rows of one block, a byte each
   std::vector<uint8_t> codes_;

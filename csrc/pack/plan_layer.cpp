@@ -1,3 +1,4 @@
+#include <memory>
 #include <utility>
 
 #include "pack/packer.h"
@@ -246,6 +247,12 @@ void Packer::plan_places() {
   if (!residual_.first.empty()) h.residual = place_shuffle(residual_, at);
   if (shape_.depthwise) {
     h.dw_weight = at.take(int64_t{h.int_blocks} * ((s_.kernel[0] + 3) / 4) * s_.kernel[1] * 64);
+  }
+  h.joined_pixels = JoinedPixels::count(s_, shape_);
+  if (h.joined_pixels > 1) {
+    joined_ = std::make_unique<JoinedPixels>(s_, shape_);
+    joined_packer_ = std::make_unique<Packer>(joined_->spec());
+    h.joined = at.take(joined_packer_->bytes());
   }
   weights_at_ = at.end();
   for (Block& b : blocks_) {

@@ -38,6 +38,22 @@ void repeat_index(const Node& node, char* to) {
   }
 }
 
+std::vector<int64_t> input_chunks(const Graph& graph, const Node& node) {
+  std::vector<int64_t> chunks;
+  for (const int v : node.in) {
+    chunks.push_back(graph.values[static_cast<size_t>(v)].count / node.chunk);
+  }
+  return chunks;
+}
+
+std::vector<CopyMove> moves_of(const Graph& graph, const Node& node) {
+  const auto ints = [](const TensorView* view) {
+    return view == nullptr ? nullptr : reinterpret_cast<const int32_t*>(view->data);
+  };
+  return copy_moves(ints(node.index), ints(node.step), node.index->shape[0], node.repeats,
+                    input_chunks(graph, node));
+}
+
 // Writes a constant [rows][index] from its tensor [rows][columns].
 void gather_columns(const Value& value, char* to) {
   const auto width = static_cast<size_t>(value.element_bytes());
@@ -83,6 +99,7 @@ void Program::State::pack() {
   std::map<const DfqLayer*, Part> blobs;
   std::map<const TensorView*, Part> constants;
   std::map<const Node*, Part> repeated;
+  std::map<const Node*, std::vector<CopyMove>> moves;
   const auto want = [&](const TensorView* view) {
     if (view != nullptr) constants[view].bytes = static_cast<int64_t>(view->nbytes);
   };
@@ -93,6 +110,8 @@ void Program::State::pack() {
     for (const TensorView* view : {node.table, node.table2, node.gamma, node.beta, node.rows}) {
       want(view);
     }
+    if (node.op == Op::kCopy) moves[&node] = moves_of(graph, node);
+    if (!moves[&node].empty()) continue;
     if (node.step == nullptr) {
       want(node.index);
     } else {
@@ -191,15 +210,16 @@ void Program::State::pack() {
     step.table2 = reinterpret_cast<const int8_t*>(constant(node.table2));
     step.gamma = reinterpret_cast<const float*>(constant(node.gamma));
     step.beta = reinterpret_cast<const float*>(constant(node.beta));
-    const TensorView* index = node.rows != nullptr ? node.rows : node.index;
-    step.index = reinterpret_cast<const int32_t*>(
-        node.step == nullptr ? constant(index) : weights.data() + repeated[&node].at);
-    if (index != nullptr) step.index_count = index->shape[0] * node.repeats;
+    step.moves = std::move(moves[&node]);
+    if (step.moves.empty()) {
+      const TensorView* index = node.rows != nullptr ? node.rows : node.index;
+      step.index = reinterpret_cast<const int32_t*>(
+          node.step == nullptr ? constant(index) : weights.data() + repeated[&node].at);
+      if (index != nullptr) step.index_count = index->shape[0] * node.repeats;
+    }
     if (node.op == Op::kCopy) {
       step.inputs.resize(node.in.size());
-      for (const int v : node.in) {
-        step.input_chunks.push_back(graph.values[static_cast<size_t>(v)].count / node.chunk);
-      }
+      step.input_chunks = input_chunks(graph, node);
     }
     steps.push_back(std::move(step));
   }

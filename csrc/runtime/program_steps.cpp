@@ -148,6 +148,9 @@ std::string strategy_of(const Graph& graph, const Step& step) {
       conv2d_uses_winograd(call.product(), 1, x.shape[0], x.shape[1])) {
     return "winograd";
   }
+  if (step.node->op == Op::kConv2d && conv2d_joins_pixels(call.product(), x.shape[1])) {
+    return "joined-pixels";
+  }
   return layer_info(step.blob.data, step.blob.bytes).strategy;
 }
 
@@ -244,15 +247,24 @@ void run_step(const Graph& graph, const Step& step, char* const* at, Parallel& p
     }
     case Op::kCopy: {
       for (size_t i = 0; i < node.in.size(); ++i) step.inputs[i] = call.operand(i).data;
+      const int64_t chunk_bytes = node.chunk * x.element_bytes();
+      const uint8_t fill =
+          x.dtype == DType::kInt8 ? static_cast<uint8_t>(x.quantization.zero_point) : 0;
+      void* out = call.result().data;
+      if (!step.moves.empty()) {
+        return move_chunks({step.inputs.data(), step.moves.data(),
+                            static_cast<int64_t>(step.moves.size()), chunk_bytes, fill, out},
+                           parallel);
+      }
       CopyArgs args;
       args.inputs = step.inputs.data();
       args.input_chunks = step.input_chunks.data();
       args.input_count = static_cast<int64_t>(step.inputs.size());
       args.index = step.index;
       args.count = step.index_count;
-      args.chunk_bytes = node.chunk * x.element_bytes();
-      args.fill = x.dtype == DType::kInt8 ? static_cast<uint8_t>(x.quantization.zero_point) : 0;
-      args.out = call.result().data;
+      args.chunk_bytes = chunk_bytes;
+      args.fill = fill;
+      args.out = out;
       return copy_chunks(args, parallel);
     }
   }

@@ -27,6 +27,7 @@ struct Step {
   const float* beta = nullptr;
   const int32_t* index = nullptr;  // rows of layer_norm and attention, chunks of copy
   int64_t index_count = 0;
+  std::vector<CopyMove> moves;              // copy: instead of the index, where it is regular
   std::vector<int64_t> input_chunks;        // copy
   mutable std::vector<const void*> inputs;  // copy
   char* scratch = nullptr;

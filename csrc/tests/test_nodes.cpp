@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -731,6 +732,109 @@ TEST(Nodes, CopyChunks) {
     g.out = expected.data();
     EXPECT_THROW(copy_chunks(g, serial), std::invalid_argument);
   }
+}
+
+// The index of a copy, whole: what its repetitions add is `step`.
+std::vector<int32_t> repeated(const std::vector<int32_t>& index, const std::vector<int32_t>& step,
+                              int repeats) {
+  std::vector<int32_t> whole;
+  for (int r = 0; r < repeats; ++r) {
+    for (size_t i = 0; i < index.size(); ++i) whole.push_back(index[i] + r * step[i]);
+  }
+  return whole;
+}
+
+struct Copy {
+  std::vector<int32_t> index, step;
+  int repeats;
+  std::vector<int64_t> chunks;
+};
+
+// Channels of several inputs side by side, some of them absent, or the axes of an array exchanged.
+Copy make_copy(Random& random) {
+  Copy c{{}, {}, random.one_in(4) ? 1 : random.in(2, 70), {}};
+  const int kind = random.in(0, 2);
+  if (kind == 0) {
+    int64_t at = 0;
+    for (int k = random.in(1, 4); k > 0; --k) {
+      const int channels = random.in(1, 20);
+      for (int i = 0; i < channels; ++i) {
+        c.index.push_back(static_cast<int32_t>(at + i));
+        c.step.push_back(channels);
+      }
+      if (random.one_in(3)) {
+        c.index.push_back(-1);
+        c.step.push_back(0);
+      }
+      c.chunks.push_back(int64_t{channels} * c.repeats);
+      at += c.chunks.back();
+    }
+    return c;
+  }
+  const int a = random.in(1, 40), b = random.in(1, 40);
+  // of [repeats][a][b] or [a][b][repeats], one of them backwards now and then
+  const int across = kind == 1 ? 1 : c.repeats;
+  const bool back = random.one_in(3), back_step = kind == 2 && random.one_in(3);
+  for (int j = 0; j < b; ++j) {
+    for (int i = 0; i < a; ++i) {
+      const int first = back_step ? c.repeats - 1 : 0;
+      c.index.push_back((i * b + (back ? b - 1 - j : j)) * across + first);
+      c.step.push_back(kind == 1 ? a * b : back_step ? -1 : 1);
+    }
+  }
+  c.chunks.push_back(int64_t{a} * b * c.repeats);
+  return c;
+}
+
+TEST(Nodes, MovesAreTheirCopy) {
+  Random random(13);
+  int regular = 0;
+  for (int k = 0; k < 300; ++k) {
+    Copy c = make_copy(random);
+    if (random.one_in(8)) {
+      std::shuffle(c.index.begin(), c.index.end(), std::mt19937(static_cast<unsigned>(k)));
+    }
+    const int bytes = random.one_in(2) ? 1 << random.in(0, 4) : random.in(1, 20);
+    const int64_t total = std::accumulate(c.chunks.begin(), c.chunks.end(), int64_t{0});
+    for (size_t i = 0; i < c.index.size(); ++i) {
+      const int64_t last = c.index[i] + int64_t{c.repeats - 1} * c.step[i];
+      if (last < -1 || last >= total) c.step[i] = 0;  // of a shuffled index
+    }
+    const int32_t* step = c.repeats == 1 ? nullptr : c.step.data();
+    const std::vector<CopyMove> moves =
+        copy_moves(c.index.data(), step, static_cast<int64_t>(c.index.size()), c.repeats, c.chunks);
+    if (moves.empty()) continue;
+    ++regular;
+    const std::vector<int32_t> whole = repeated(c.index, c.step, c.repeats);
+    std::vector<std::vector<uint8_t>> data;
+    std::vector<const void*> pointers;
+    for (const int64_t n : c.chunks) {
+      data.emplace_back(static_cast<size_t>(n * bytes));
+      for (uint8_t& v : data.back()) v = static_cast<uint8_t>(random.in(0, 255));
+      pointers.push_back(data.back().data());
+    }
+    std::vector<uint8_t> expected(whole.size() * static_cast<size_t>(bytes));
+    Serial serial;
+    copy_chunks({pointers.data(), c.chunks.data(), static_cast<int64_t>(c.chunks.size()),
+                 whole.data(), static_cast<int64_t>(whole.size()), bytes, 7, expected.data()},
+                serial);
+    expect_bytes(expected, "moves " + std::to_string(k), [&](void* out, Parallel& parallel) {
+      move_chunks(
+          {pointers.data(), moves.data(), static_cast<int64_t>(moves.size()), bytes, 7, out},
+          parallel);
+    });
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(regular, 100);
+}
+
+TEST(Nodes, MovesRefuseChunksThatAreNotThere) {
+  const std::vector<int32_t> index = {0, 1}, step = {2, 2};
+  EXPECT_NO_THROW(copy_moves(index.data(), step.data(), 2, 10, {20}));
+  EXPECT_THROW(copy_moves(index.data(), step.data(), 2, 10, {19}), std::invalid_argument);
+  EXPECT_THROW(copy_moves(index.data(), nullptr, 2, 10, {20}), std::invalid_argument);
+  // the repetitions of an entry may not lie in two inputs
+  EXPECT_TRUE(copy_moves(index.data(), step.data(), 2, 10, {10, 10}).empty());
 }
 
 TEST(Nodes, Nchw) {

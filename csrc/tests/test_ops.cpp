@@ -609,6 +609,109 @@ TEST(Winograd, IsRefusedWhereSumsMayBeTooLarge) {
   }
 }
 
+// A convolution of few outputs, as wide as its images, whose width is one of whole joined pixels.
+Case make_narrow_case(unsigned seed) {
+  Random random{std::mt19937(seed)};
+  Case c;
+  choose_geometry(c, random);
+  LayerSpec& s = c.spec;
+  s.kind = LayerKind::kConv2d;
+  s.groups = 1;
+  s.in_channels = random.in(1, 20);
+  s.out_channels = random.in(1, 8);
+  c.n = random.in(1, 3);
+  s.kernel[0] = random.in(1, 5);
+  s.kernel[1] = 2 * random.in(0, 2) + 1;
+  s.stride[0] = random.in(1, 2);
+  s.stride[1] = 1;
+  s.padding[0] = random.in(0, 3);
+  for (int32_t& d : s.dilation) d = random.in(1, s.out_channels > 4 ? 2 : 3);
+  s.padding[1] = s.dilation[1] * (s.kernel[1] - 1) / 2;
+  c.w = c.out_w = 16 * random.in(1, 4);
+  do {
+    c.h = random.in(1, 20);
+    c.out_h = conv_out_size(c.h, s.kernel[0], s.stride[0], s.padding[0], s.dilation[0]);
+  } while (c.out_h < 1);
+  choose_numbers(c, random);
+  s.group_size = 0;
+  s.act_mode = ActMode::kStatic;
+  const auto reduction = static_cast<size_t>(c.taps() * s.in_channels);
+  const auto outs = static_cast<size_t>(s.out_channels);
+  SegmentSpec spec;
+  spec.bits = random.in(2, 8);
+  Segment& g = c.segments.emplace_back();
+  for (size_t n = 0; n < outs; ++n) {
+    g.out_index.push_back(static_cast<int32_t>(n));
+    g.scale.push_back(static_cast<float>(random.in(1, 1000)) * 1e-5f);
+    g.zero_point.push_back(random.in(0, (1 << spec.bits) - 1));
+    c.bias.push_back(static_cast<float>(random.in(-100, 100)) * 0.01f);
+  }
+  g.codes.resize(outs * ((reduction * static_cast<size_t>(spec.bits) + 7) / 8));
+  for (uint8_t& v : g.codes) v = static_cast<uint8_t>(random.in(0, 255));
+  spec.count = s.out_channels;
+  spec.out_index = g.out_index.data();
+  spec.codes = g.codes.data();
+  spec.scale = g.scale.data();
+  if (!random.one_in(3)) spec.zero_point = g.zero_point.data();
+  s.segments.push_back(spec);
+  if (!random.one_in(4)) s.bias = c.bias.data();
+  choose_data(c, random);
+  c.pack();
+  return c;
+}
+
+TEST(JoinedPixels, GiveTheBytesOfSinglePixels) {
+  int used = 0;
+  for (unsigned seed = 0; seed < 120; ++seed) {
+    const Case c = make_narrow_case(seed);
+    SCOPED_TRACE(describe(c, seed));
+    OpArgs args;
+    args.blob = c.blob.get();
+    args.blob_bytes = c.blob_bytes;
+    used += conv2d_joins_pixels(args, c.w);
+    EXPECT_FALSE(conv2d_joins_pixels(args, c.w + 1));
+    set_isa("scalar");
+    Serial serial;
+    const std::vector<char> want = run(c, serial, nullptr, &kernels());
+    if (seed % 10 == 0) compare_with_reference(c, want);
+    for (const std::string& isa : tiers()) {
+      set_isa(isa.c_str());
+      for (const int threads : {1, 2, 3}) {
+        Threads parallel(threads);
+        ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
+      }
+    }
+    set_isa(nullptr);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(used, 80);
+}
+
+TEST(JoinedPixels, AreRefusedWhereNoCodeIsZero) {
+  Case c = make_narrow_case(0);
+  SegmentSpec& segment = c.spec.segments[0];
+  ASSERT_EQ(segment.bits, 8);
+  segment.bits = 4;  // reads a part of the codes
+  std::vector<int32_t>& zero = c.segments[0].zero_point;
+  std::fill(zero.begin(), zero.end(), 0);
+  segment.zero_point = zero.data();
+  c.spec.kernel[1] = 1;
+  c.spec.padding[1] = 0;
+  const auto joined = [&] {
+    c.pack();
+    return packed_layer(c.blob.get(), c.blob_bytes).joined_pixels;
+  };
+  EXPECT_GT(joined(), 1);
+  zero[0] = -1;
+  EXPECT_EQ(joined(), 1);
+  zero[0] = 16;
+  EXPECT_EQ(joined(), 1);
+  segment.zero_point = nullptr;
+  EXPECT_GT(joined(), 1);
+  segment.bits = 1;
+  EXPECT_EQ(joined(), 1);
+}
+
 // The epilogues of networks (int8 without or with relu, a table) over square depthwise kernels.
 TEST(Ops, DepthwiseKernelsAgreeOnEveryIsa) {
   Random random{std::mt19937(7)};

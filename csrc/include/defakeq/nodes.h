@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "defakeq/export.h"
 #include "defakeq/parallel.h"
@@ -160,6 +161,32 @@ struct CopyArgs {
   void* out = nullptr;
 };
 DEFAKEQ_API void copy_chunks(const CopyArgs& args, Parallel& parallel);
+
+// A part of a copy whose chunks lie evenly, along three dimensions: where the first one lies and
+// how many chunks the next along each dimension is apart.
+struct CopyMove {
+  int64_t input = 0;  // -1: absent chunks
+  int64_t from = 0, to = 0;
+  int64_t counts[3] = {1, 1, 1};  // repetitions, groups, chunks of a group
+  int64_t from_steps[3] = {0, 0, 0};
+  int64_t to_steps[3] = {0, 0, 1};
+};
+
+// The index of a copy as moves: repetition r adds r times `step` (null: there is one repetition).
+// None where there would be many, for copy_chunks.
+DEFAKEQ_API std::vector<CopyMove> copy_moves(const int32_t* index, const int32_t* step,
+                                             int64_t period, int64_t repeats,
+                                             const std::vector<int64_t>& input_chunks);
+
+struct MoveArgs {
+  const void* const* inputs = nullptr;
+  const CopyMove* moves = nullptr;  // of as many repetitions each
+  int64_t count = 0;
+  int64_t chunk_bytes = 0;
+  uint8_t fill = 0;  // the byte of absent chunks
+  void* out = nullptr;
+};
+DEFAKEQ_API void move_chunks(const MoveArgs& args, Parallel& parallel);
 
 // One image [channels][h * w] float32 -> [h * w][channels], quantized when out is int8.
 DEFAKEQ_API void from_nchw(const float* x, int64_t channels, int64_t pixels, const Result& out,

@@ -66,6 +66,10 @@ DEFAKEQ_API size_t conv2d_scratch_bytes(const OpArgs& args, int64_t n, int64_t h
 // instruction set is expected to be faster so. The results are the same.
 DEFAKEQ_API bool conv2d_uses_winograd(const OpArgs& args, int64_t n, int64_t h, int64_t w);
 
+// Whether conv2d takes several adjacent pixels of images of width w for one, so that few outputs
+// fill a vector. The results are the same.
+DEFAKEQ_API bool conv2d_joins_pixels(const OpArgs& args, int64_t w);
+
 // Output size of one spatial dimension; <= 0 when the kernel does not fit.
 DEFAKEQ_API int64_t conv_out_size(int64_t in, int32_t kernel, int32_t stride, int32_t padding,
                                   int32_t dilation);

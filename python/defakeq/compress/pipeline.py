@@ -32,7 +32,7 @@ from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
 _VERSION = 2
-_TRIES = 3  # to restore channels within the budget
+_TRIES = 3  # of restored channels that fit
 _RANGE_IMAGES = 256  # of the ranges of a program's values
 
 
@@ -275,6 +275,27 @@ class _Run:
         self.facts["drift"] = {"integer": dict(vars(drifts[0]))}
         return states
 
+    def _mixed(
+        self,
+        statistics: dict[str, LayerStatistics],
+        states: dict[str, State],
+        integer: ProgramModule,
+        images: Tensor,
+    ) -> tuple[dict[str, State], ProgramModule]:
+        """The states and the program with the half-precision channels that the budget allows."""
+        room = self.budget - file_size(integer)[1]
+        for _ in range(_TRIES):
+            found = self._restore(statistics, states, room)
+            if all(state.half is None for state in found.values()):
+                break
+            model = converted(self.graph.model, found, images, mixed=True)
+            over = file_size(model)[1] - self.budget
+            if over <= 0:
+                return found, model
+            room -= over  # what the header takes beside the channels is known only now
+        self.facts["drift"].pop("mixed", None)
+        return states, integer
+
     def _finish(
         self,
         statistics: dict[str, LayerStatistics],
@@ -286,20 +307,8 @@ class _Run:
         images = self._ranges()
         # every process makes the same file; the caller writes the first one's
         integer = converted(self.graph.model, states, images, mixed=False)
-        room = self.budget - file_size(integer)[1]
-        model, whole = integer, states
-        for _ in range(_TRIES):
-            states = self._restore(statistics, whole, room)
-            mixed = any(state.half is not None for state in states.values())
-            model = converted(self.graph.model, states, images, mixed=True) if mixed else integer
-            over = file_size(model)[1] - self.budget
-            if not mixed or over <= 0:
-                break
-            room -= over  # the header took more than was expected
-        else:
-            states, model, mixed = whole, integer, False
-            self.facts["drift"].pop("mixed", None)
-        own, plan = exported(self.graph.model, states, mixed)
+        states, model = self._mixed(statistics, states, integer, images)
+        own, plan = exported(self.graph.model, states, model is not integer)
         facts = {
             "version": _VERSION,
             "preset": self.preset.to_dict(),

@@ -17,6 +17,7 @@ from defakeq_kernels.quantize import ActQuant
 
 _SAMPLE = 1 << 16
 _NEAR = 2.0**-10
+_SMALL = 2.0**-6  # of the largest scale of a layer: below that, a row hardly counts
 
 
 @dataclass
@@ -60,16 +61,17 @@ class State:
     def narrow(self) -> State:
         """With scales and biases that float16 holds, so that a file stores them in two bytes.
 
-        A layer whose scales or biases that would change by more than a thousandth keeps them.
+        A layer whose scales or biases would change by more than a thousandth of themselves or, the
+        small ones, of a part of the largest keeps them.
         """
-        rows = self.grid.weights(self.codes)
-        used = (rows != 0).any(1)
-        scale = torch.where(used, self.grid.scale, 1.0)
-        near = scale.half().float()
-        if bool(((near - scale).abs() > _NEAR * scale).any()):
-            near = self.grid.scale
+        used = (self.grid.weights(self.codes) != 0).any(1)
+        scale = self.grid.scale
+        near = scale.half().float().clamp(min=2.0**-24)
+        least = _SMALL * (scale * used).max()
+        kept = ((near - scale).abs() <= _NEAR * scale.clamp(min=float(least))) | ~used
+        scale = torch.where(used, near, 1.0) if bool(kept.all()) else scale
         bias = None if self.bias is None else narrowed(self.bias)
-        return replace(self, grid=replace(self.grid, scale=near), bias=bias)
+        return replace(self, grid=replace(self.grid, scale=scale), bias=bias)
 
     def plan(self, mixed: bool) -> LayerPlan:
         """The layer's part of the plan."""

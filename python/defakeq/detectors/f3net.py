@@ -62,16 +62,33 @@ class FadHead(nn.Module):
         self.filters = nn.ModuleList(Filter(size, start, end) for start, end in edges)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, 3, size, size) to (batch, 12, size, size)."""
-        forth, back = self._DCT_all, self._DCT_all_T
-        batch, colors, height, width = x.shape
-        # The dimensions lie so that every move of a program repeats one short index.
-        x = F.linear(x.permute(0, 2, 1, 3), forth)  # row, color, frequency across
-        x = F.linear(x.transpose(1, 3), forth).transpose(2, 3)  # two frequencies, color
-        x = torch.cat([x * f.weights().T[:, :, None] for f in self.filters], 1)  # type: ignore[operator]
-        x = F.linear(x.transpose(2, 3), back)  # band and frequency across, color, row
-        x = x.reshape(batch, len(self.filters), width, colors, height).permute(0, 4, 1, 3, 2)
-        return F.linear(x, back).reshape(batch, height, -1, width).transpose(1, 2)
+        """Map (batch, 3, size, size) to (batch, 12, size, size).
+
+        Even frequencies are symmetric and odd ones antisymmetric: the way back takes half of the
+        products and gives the other half of the picture as a difference, from its end on.
+        The dimensions lie so that every move of a program repeats one short index.
+        """
+        half = x.shape[-1] // 2
+        back = [self._DCT_all_T[:half, parity::2] for parity in range(2)]
+        down: list[list[Tensor]] = [[], []]  # of either parity: frequency across, color, down
+        for across in range(2):
+            spectrum = F.linear(x, self._DCT_all[across::2]).permute(0, 3, 1, 2)
+            for parity in range(2):
+                one = F.linear(spectrum, self._DCT_all[parity::2])
+                for f in self.filters:
+                    factors = f.weights()[parity::2, across::2].T  # type: ignore[operator]
+                    down[parity].append(one * factors[:, None])
+        even, odd = (F.linear(torch.cat(p, 1), b) for p, b in zip(down, back, strict=True))
+        top, bottom = self._rows(even + odd, back), self._rows(even - odd, back)
+        return torch.cat([top, bottom.flip(2)], 2)
+
+    def _rows(self, x: Tensor, back: list[Tensor]) -> Tensor:
+        """Half of the rows of the pictures, (batch, 12, size / 2, size)."""
+        half = x.shape[-1]
+        x = x.reshape(x.shape[0], 2, len(self.filters), half, 3, half).permute(0, 1, 5, 2, 4, 3)
+        even, odd = (F.linear(x[:, parity], back[parity]) for parity in range(2))
+        whole = torch.cat([even + odd, (even - odd).flip(-1)], -1)  # row, band, color, column
+        return whole.flatten(2, 3).transpose(1, 2)
 
 
 class F3Net(Detector):

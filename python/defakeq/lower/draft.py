@@ -256,14 +256,25 @@ class Draft:
             index = np.where(starts < 0, -1, starts // chunk).astype(np.int32)
             first = self.values[ref.values[0]]
             out = self.value(first.dtype, shape, first.quant)
-            step = self.step("copy", f"{name}.copy", list(ref.values), out, chunk=chunk)
-            period, moves = _period(index)
-            if moves is not None:
-                step.attributes["repeats"] = index.size // period.size
-                step.attributes["step"] = self._indices(f"program.{step.name}.step", moves)
-            step.attributes["index"] = self._indices(f"program.{step.name}.index", period)
+            parts = _parts(index)
+            for i, part in enumerate(parts):
+                size = len(flat) // len(parts)
+                to = out
+                if len(parts) > 1:
+                    to = self.value(first.dtype, (size,), first.quant, base=out, offset=i * size)
+                self._copy_step(ref, part, chunk, to, name)
             self._copies[key] = out
         return self._copies[key]
+
+    def _copy_step(
+        self, ref: Ref, index: NDArray[np.int32], chunk: int, out: int, name: str
+    ) -> None:
+        step = self.step("copy", f"{name}.copy", list(ref.values), out, chunk=chunk)
+        period, moves = _period(index)
+        if moves is not None:
+            step.attributes["repeats"] = index.size // period.size
+            step.attributes["step"] = self._indices(f"program.{step.name}.step", moves)
+        step.attributes["index"] = self._indices(f"program.{step.name}.index", period)
 
     def _indices(self, name: str, array: NDArray[np.int32]) -> str:
         """The name of a tensor of indices; equal ones are stored once."""
@@ -290,6 +301,15 @@ def _repeats(
         return array, None
     first = np.unique(index, return_index=True)[1]
     return np.ascontiguousarray(flat[:, first]), index
+
+
+def _parts(index: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    """Equal parts of an index that have a period each; the index itself where there are none."""
+    for count in (1, 2, 4):
+        parts = np.split(index, count) if index.size % count == 0 else []
+        if parts and all(_period(part)[1] is not None for part in parts):
+            return parts
+    return [index]
 
 
 def _period(

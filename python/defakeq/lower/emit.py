@@ -55,7 +55,7 @@ class Emitter(Elementwise, Gates, Reductions, Transformers):
 
     def _input(self, node: Node) -> None:
         shape = self.captured.shapes[node]
-        image = len(shape) == 4 and shape[0] == 1
+        image = len(shape) == 4 and shape[0] == 1 and not self._is_read_by_lines(node)
         own = shape[1:] or (1,) if shape[:1] == (1,) else shape or (1,)
         if image:
             own = (shape[2], shape[3], shape[1])
@@ -68,6 +68,12 @@ class Emitter(Elementwise, Gates, Reductions, Transformers):
         self.refs[node] = Ref((value,), index.reshape(shape), node)
         self.inputs.append(
             {"name": node.name, "value": value, "layout": "nchw" if image else "plain"}
+        )
+
+    def _is_read_by_lines(self, node: Node) -> bool:
+        """Whether float layers read an image as it lies at the caller, its last dimension dense."""
+        return node in self.floats and all(
+            user.target is aten.linear.default and args_of(user)[0] is node for user in node.users
         )
 
     def _output(self, node: Node, i: int) -> None:

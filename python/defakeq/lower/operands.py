@@ -149,6 +149,12 @@ class Operands:
         # What the caller gives is float32: rounded once, after a number was added, not twice.
         if node in self.captured.inputs and scalar_of(user) is not None:
             return True
+        # Sums and differences of the same products, which no epilogue takes.
+        if user.target in (*ADDS, aten.sub.Tensor) and all(
+            x.target in LAYERS and len(x.users) > 1 and self.plan_of(x) is None
+            for x in user.all_input_nodes
+        ):
+            return True
         passes = user.target in VIEWS or user.target in IDENTITIES or user.target in ADDS
         passes = passes or user.target in (
             aten.adaptive_avg_pool2d.default,
