@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from compress_models import Residual, images, quickly
+from compress_models import QUICK, Residual, images, quickly
 
+from defakeq.compress.budget import file_size
 from defakeq.compress.sizes import checkpoint_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench/accuracy"))
@@ -55,3 +56,26 @@ def test_rows_of_other_numbers_of_images_are_apart():
     assert "77.00" in lines[2]
     assert "79.00" in lines[3]
     assert paired.label(rows[2]) == "default, 64 images"
+
+
+def test_restored_channels_that_take_more_than_expected_stay_out(monkeypatch):
+    monkeypatch.setattr("defakeq.compress.veft.SEGMENT_JSON", -400)
+    model = Residual(48)
+    preset = dataclasses.replace(QUICK, restored=0.3)
+    found = quickly(model, images(), size=0.15, preset=preset)
+    assert found.report["size"] <= 0.15 * checkpoint_bytes(model)
+
+
+def test_summary_gives_way_to_the_budget(monkeypatch):
+    monkeypatch.setattr("defakeq.compress.pipeline.file_size", _larger_with_summary)
+    model = Residual(48)
+    found = quickly(model, images(), size=0.15)
+    assert found.report["size"] <= 0.15 * checkpoint_bytes(model)
+    _, network = found.model.file()
+    assert "compression" not in network
+
+
+def _larger_with_summary(program):
+    size, most = file_size(program)
+    _, network = program.file()
+    return size + (1 << 20 if "compression" in network else 0), most

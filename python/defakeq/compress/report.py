@@ -129,6 +129,13 @@ def carry(program: ProgramModule, document: Mapping[str, Any]) -> None:
     stage.network = {**stage.network, SUMMARY_KEY: summary(document)}
 
 
+def leave(program: ProgramModule) -> None:
+    """Takes the summary out of a program's file."""
+    (stage,) = program.stages
+    assert isinstance(stage, ProgramStage)
+    stage.network = {k: v for k, v in stage.network.items() if k != SUMMARY_KEY}
+
+
 def summary(document: Mapping[str, Any]) -> dict[str, Any]:
     """A few hundred bytes: what `defakeq inspect` cannot tell from the rest of the file."""
     calibration = document["calibration"]
