@@ -13,7 +13,8 @@ from defakeq.compress import presets
 from defakeq.compress.pipeline import Compressed
 from defakeq.compress.reconstruct import Settings
 from defakeq.compress.veft import Alignment
-from defakeq_kernels import dfq
+from defakeq_kernels import compact, dfq
+from defakeq_kernels.packed import PackedWeight
 
 QUICK = dataclasses.replace(
     presets.preset("default"),
@@ -21,6 +22,12 @@ QUICK = dataclasses.replace(
     alignment=Alignment(steps=2),
     restored=0.05,
 )
+
+
+def stored_bytes(packed: PackedWeight) -> int:
+    """Bytes of a layer's arrays in a compact file."""
+    joined, _ = compact.join(packed.to_tensors("layer"), dfq._DTYPES)
+    return sum(array.nbytes for array in joined.values())
 
 
 def quickly(model: nn.Module, data: Any, **options: Any) -> Compressed:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compress_models import Attention, Residual, images
+from compress_models import Attention, Residual, images, stored_bytes
 from torch import nn
 
 from defakeq.compress import (
@@ -27,7 +27,6 @@ from defakeq.compress.graph import Graph, margin
 from defakeq.compress.greedy import greedy
 from defakeq.compress.grid import Grid
 from defakeq.compress.quantized import State, calling
-from defakeq_kernels import compact, dfq
 from defakeq_kernels.packed import PackedWeight
 from defakeq_kernels.quantize import quantize_weight
 
@@ -387,9 +386,7 @@ def _stored(packed):
             return segment
         return replace(segment, scale=segment.scale.astype(np.float16).astype(np.float32))
 
-    packed = replace(packed, segments=tuple(map(narrow, packed.segments)))
-    joined, _ = compact.join(packed.to_tensors("layer"), dfq._DTYPES)
-    return sum(array.nbytes for array in joined.values())
+    return stored_bytes(replace(packed, segments=tuple(map(narrow, packed.segments))))
 
 
 def test_narrow_states_keep_what_float16_cannot_hold():
