@@ -149,6 +149,9 @@ def main() -> None:
     if with_peers:
         layers = str(arguments.home / "layers")
         subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", layers], check=True)
+    for name in arguments.networks:  # one after the other: torch captures one model at a time
+        for plan in networks.PLANS:
+            networks.program_of(name, plan)
     for cpu in arguments.cpus:
         counts = Counts(cpu, arguments.build, arguments.home)
         names = networks.names_for(cpu, arguments.networks)
