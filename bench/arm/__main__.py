@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arm import cache, loops, networks
+from bench.arm.bars import SYMMETRIC
 from bench.arm.counting import a_call, between_calls, last_run, row
 from bench.arm.estimate import estimates
 from bench.arm.peer_layers import LAYERS, file_name
@@ -79,6 +80,8 @@ class Counts:
             for variant in VARIANTS if layer.groups == 1 else VARIANTS[:1]:
                 work = layer.name + variant
                 tasks += [lambda w=work, b=bits: self.layer(w, b) for bits in (8, 4, 2)]
+            if layer.groups > 1:
+                tasks.append(lambda w=layer.name + SYMMETRIC: self.layer(w, 8))
         for name in names:
             tasks += [lambda n=name, p=plan: self.network(n, p) for plan in networks.PLANS]
         return tasks
@@ -146,6 +149,9 @@ def main() -> None:
     if with_peers:
         layers = str(arguments.home / "layers")
         subprocess.run([sys.executable, "-m", "bench.arm.peer_layers", layers], check=True)
+    for name in arguments.networks:  # one after the other: torch captures one model at a time
+        for plan in networks.PLANS:
+            networks.program_of(name, plan)
     for cpu in arguments.cpus:
         counts = Counts(cpu, arguments.build, arguments.home)
         names = networks.names_for(cpu, arguments.networks)

@@ -86,6 +86,7 @@ constexpr Work kWorks[] = {
 struct Variant {
   const char* name;
   int out_step, in_step, half_out_step, half_in_step;
+  bool symmetric = false;  // without zero points, as other engines' weights are
 };
 constexpr Variant kVariants[] = {
     {"", 1, 1, 0, 0},
@@ -93,6 +94,7 @@ constexpr Variant kVariants[] = {
     {"half-in-out", 2, 2, 0, 0},
     {"half-precision-5", 1, 1, 20, 0},
     {"half-precision-in-2", 1, 1, 0, 50},
+    {"symmetric", 1, 1, 0, 0, true},
 };
 
 struct Row {
@@ -177,7 +179,7 @@ Row measure_layer(const Work& work, const Variant& variant, int bits, ThreadPool
   segment.out_index = integer_out.data();
   segment.codes = codes.data();
   segment.scale = scale.data();
-  segment.zero_point = zero_point.data();
+  if (!variant.symmetric) segment.zero_point = zero_point.data();
   spec.segments.push_back(segment);
   if (!half_out.empty()) {
     SegmentSpec half;
@@ -378,8 +380,10 @@ int run(int argc, char** argv) {
   for (const Work& work : kWorks) {
     for (const Variant& variant : kVariants) {
       const std::string name = std::string(work.base) + " " + variant.name;
-      const bool only_dense = work.groups > 1 && (variant.in_step > 1 || variant.half_in_step > 0);
-      if (only_dense || (name + work.family).find(options.work) == std::string::npos) continue;
+      const bool other = work.groups > 1
+                             ? variant.in_step > 1 || variant.half_in_step > 0
+                             : variant.symmetric;  // a zero point costs depthwise layers
+      if (other || (name + work.family).find(options.work) == std::string::npos) continue;
       for (const int bits : options.bits) {
         const Row row = measure_layer(work, variant, bits, pool, options);
         std::printf("%-42s %4d %10.2f us %8.1f GMAC/s %6.3f of peak  %s\n", row.work.c_str(),
