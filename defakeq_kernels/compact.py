@@ -28,8 +28,8 @@ _RAW = -zlib.MAX_WBITS  # deflate without a header: the file has a checksum
 Tensors = dict[str, NDArray[Any]]
 
 
-def is_shape(value: object) -> bool:
-    """Whether a value of a header is a tensor's shape."""
+def are_sizes(value: object) -> bool:
+    """Whether a value of a header is a list of natural numbers, as many as a shape may have."""
     return (
         isinstance(value, list)
         and len(value) <= MAX_RANK
@@ -44,11 +44,13 @@ def deflated(text: str) -> str:
 
 
 def inflated(text: str) -> bytes:
-    """The inverse of `deflated`; at most 2^24 bytes are made.
+    """The inverse of `deflated`; JSON comes back as it is. At most 2^24 bytes are made.
 
     Raises:
         ValueError: what `text` is instead.
     """
+    if text.startswith("{"):
+        return text.encode()
     try:
         packed = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -116,7 +118,7 @@ def split(
         at = 0
         for name, shape in shapes.items():
             field = f"network.tensors.{code}.{name}"
-            if not is_shape(shape):
+            if not are_sizes(shape):
                 refuse(field, shown(shape), f"up to {MAX_RANK} sizes")
             if name in result or name in tensors:
                 refuse(field, "a name in use", "every tensor once")

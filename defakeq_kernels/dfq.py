@@ -168,10 +168,7 @@ def loads(data: bytes) -> tuple[Tensors, Network]:
     computed = _checksum(data).decode()
     if crc != computed:
         refuse("crc32", shown(crc), f"{computed}, the checksum of the content")
-    if not network_text.startswith("{"):
-        network = _parse("network", compact.inflated(network_text))
-    else:
-        network = _parse("network", network_text.encode())
+    network = _parse("network", compact.inflated(network_text))
     try:
         tensors = safetensors.numpy.load(data)
     except SafetensorError as error:
@@ -367,9 +364,9 @@ def _check_table(header: Mapping[str, Any], payload: int) -> None:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             refuse(f"{field} dtype", shown(dtype), f"one of {sorted(_DTYPES)}")
-        if not compact.is_shape(shape):
+        if not compact.are_sizes(shape):
             refuse(f"{field} shape", shown(shape), f"up to {compact.MAX_RANK} sizes")
-        if not compact.is_shape(offsets) or len(offsets) != 2:
+        if not compact.are_sizes(offsets) or len(offsets) != 2:
             refuse(f"{field} data_offsets", shown(offsets), "two offsets")
         begin, end = offsets
         item = _DTYPES[dtype].itemsize

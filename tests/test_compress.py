@@ -24,8 +24,9 @@ import defakeq
 from defakeq import detectors
 from defakeq.compress import presets
 from defakeq.compress.inspection import inspected
-from defakeq.compress.report import carry, to_html
+from defakeq.compress.report import to_html
 from defakeq.compress.sizes import checkpoint_bytes
+from defakeq.compress.summary import carry
 from defakeq.compress.veft import Alignment
 from defakeq_kernels import dfq, runtime
 from defakeq_kernels.packed import PackedWeight

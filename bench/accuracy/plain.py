@@ -46,7 +46,7 @@ def main() -> None:
             program = convert(model, given[:1], plan, given.split(8), backend="program")
             assert isinstance(program, ProgramModule)
             runs.append(scores(program, model, test.images))
-        part = file_size(program)[0] / checkpoint_bytes(model)
+        part = file_size(program) / checkpoint_bytes(model)
         means = [mean(pictures, run) for run in runs]
         own = difference(pictures, runs, [exact])
         low, high = (100 * bound for bound in own["interval"])

@@ -18,19 +18,11 @@ int32_t reach(const LayerSpec& spec, int32_t pixels) {
   return (spec.padding[1] + pixels - 1) / pixels;
 }
 
-// Bit streams of `bits` a code, a row after the other; `codes` are of whole rows.
-std::vector<uint8_t> pack_rows(const std::vector<uint8_t>& codes, int64_t length, int32_t bits) {
-  const int64_t rows = static_cast<int64_t>(codes.size()) / length;
-  const int64_t row_bytes = (length * bits + 7) / 8;
-  std::vector<uint8_t> packed(static_cast<size_t>(rows * row_bytes));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t at = 0; at < length * bits; ++at) {
-      const int code = codes[static_cast<size_t>(r * length + at / bits)];
-      packed[static_cast<size_t>(r * row_bytes + at / 8)] |=
-          static_cast<uint8_t>((code >> (at % bits) & 1) << (at % 8));
-    }
+// A row's bit stream of `bits` a code; the bytes are zero before.
+void pack_row(const uint8_t* codes, int64_t length, int32_t bits, uint8_t* to) {
+  for (int64_t at = 0; at < length * bits; ++at) {
+    to[at / 8] |= static_cast<uint8_t>((codes[at / bits] >> (at % bits) & 1) << (at % 8));
   }
-  return packed;
 }
 
 }  // namespace
@@ -56,8 +48,7 @@ int32_t JoinedPixels::count(const LayerSpec& spec, const LayerExtents& shape) {
   return columns <= spec.kernel[1] && length <= kLongest ? pixels : 1;
 }
 
-JoinedPixels::JoinedPixels(const LayerSpec& spec, const LayerExtents& shape) : joined_(spec) {
-  const int32_t pixels = count(spec, shape);
+JoinedPixels::JoinedPixels(const LayerSpec& spec, int32_t pixels) : joined_(spec) {
   joined_.in_channels *= pixels;
   joined_.out_channels *= pixels;
   joined_.padding[1] = reach(spec, pixels);
@@ -73,7 +64,7 @@ JoinedPixels::JoinedPixels(const LayerSpec& spec, const LayerExtents& shape) : j
     if (one.zero_point != nullptr) zero_point_.push_back(one.zero_point[from]);
     if (spec.bias != nullptr) bias_.push_back(spec.bias[from]);
   }
-  write_codes(spec, shape);
+  codes_.resize(static_cast<size_t>(segment.count * ((length() * one.bits + 7) / 8)));
   segment.out_index = out_index_.data();
   segment.scale = scale_.data();
   segment.codes = codes_.data();
@@ -81,32 +72,35 @@ JoinedPixels::JoinedPixels(const LayerSpec& spec, const LayerExtents& shape) : j
   if (spec.bias != nullptr) joined_.bias = bias_.data();
 }
 
+int64_t JoinedPixels::length() const {
+  return int64_t{joined_.kernel[0]} * joined_.kernel[1] * joined_.in_channels;
+}
+
 // Each output's kernel, moved to where its pixel lies among the joined ones; zeros around it.
 void JoinedPixels::write_codes(const LayerSpec& spec, const LayerExtents& shape) {
   const SegmentSpec& one = spec.segments[0];
   const int64_t inputs = spec.in_channels, pixels = joined_.in_channels / inputs;
   const int64_t line = joined_.kernel[1] * pixels;  // pixels that a kernel row reads
-  const int64_t length = joined_.kernel[0] * line * inputs;
   const int64_t row_bytes = (shape.reduction * one.bits + 7) / 8;
+  const int64_t joined_bytes = (length() * one.bits + 7) / 8;
   std::vector<uint8_t> own(static_cast<size_t>(shape.reduction + kCodeGroup));
-  std::vector<uint8_t> codes(static_cast<size_t>(joined_.out_channels * length));
+  std::vector<uint8_t> row(static_cast<size_t>(length()));
   for (int64_t n = 0; n < joined_.out_channels; ++n) {
     const int64_t from = n % one.count, pixel = n / one.count;
-    uint8_t* to = codes.data() + n * length;
-    std::fill_n(to, length,
-                static_cast<uint8_t>(one.zero_point != nullptr ? one.zero_point[from]
-                                                               : symmetric_zero(one.bits)));
+    const int32_t zero =
+        one.zero_point != nullptr ? one.zero_point[from] : symmetric_zero(one.bits);
+    std::fill(row.begin(), row.end(), static_cast<uint8_t>(zero));
     unpack_codes(one.codes + from * row_bytes, shape.reduction, one.bits, own.data());
     for (int64_t ky = 0; ky < spec.kernel[0]; ++ky) {
       for (int64_t kx = 0; kx < spec.kernel[1]; ++kx) {
         const int64_t at =
             joined_.padding[1] * pixels + pixel + kx * spec.dilation[1] - spec.padding[1];
         std::copy_n(own.data() + (ky * spec.kernel[1] + kx) * inputs, inputs,
-                    to + (ky * line + at) * inputs);
+                    row.data() + (ky * line + at) * inputs);
       }
     }
+    pack_row(row.data(), length(), one.bits, codes_.data() + n * joined_bytes);
   }
-  codes_ = pack_rows(codes, length, one.bits);
 }
 
 }  // namespace defakeq

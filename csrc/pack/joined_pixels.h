@@ -16,15 +16,18 @@ class JoinedPixels {
   // integer sums not the same.
   static int32_t count(const LayerSpec& spec, const LayerExtents& shape);
 
-  JoinedPixels(const LayerSpec& spec, const LayerExtents& shape);
+  JoinedPixels(const LayerSpec& spec, int32_t pixels);  // as many as `count`
   JoinedPixels(const JoinedPixels&) = delete;
   JoinedPixels& operator=(const JoinedPixels&) = delete;
+
+  // Writes the codes; until then they are zero, which is enough to lay out the layer.
+  void write_codes(const LayerSpec& spec, const LayerExtents& shape);
 
   // The layer of joined pixels: on images of w / count() pixels of count() * in_channels.
   const LayerSpec& spec() const { return joined_; }
 
  private:
-  void write_codes(const LayerSpec& spec, const LayerExtents& shape);
+  int64_t length() const;  // of a row of codes
 
   LayerSpec joined_;
   std::vector<int32_t> out_index_, zero_point_;

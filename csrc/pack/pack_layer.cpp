@@ -217,7 +217,10 @@ void Packer::write(char* blob) {
   std::memset(blob, 0, static_cast<size_t>(weights_at_));
   write_parameters(blob);
   write_weights(blob);
-  if (joined_ != nullptr) joined_packer_->write(blob + head_.joined);
+  if (joined_ != nullptr) {
+    joined_->write_codes(s_, shape_);
+    joined_packer_->write(blob + head_.joined);
+  }
   write_table(slot_channel_, head_.slot_channel, blob);
   write_table(channel_slot_, head_.channel_slot, blob);
   if (!in_index_.empty()) {

@@ -250,7 +250,7 @@ void Packer::plan_places() {
   }
   h.joined_pixels = JoinedPixels::count(s_, shape_);
   if (h.joined_pixels > 1) {
-    joined_ = std::make_unique<JoinedPixels>(s_, shape_);
+    joined_ = std::make_unique<JoinedPixels>(s_, h.joined_pixels);
     joined_packer_ = std::make_unique<Packer>(joined_->spec());
     h.joined = at.take(joined_packer_->bytes());
   }

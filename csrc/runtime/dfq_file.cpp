@@ -36,7 +36,6 @@ using fields::shown;
 
 constexpr uint64_t kMaxHeader = uint64_t{1} << 24;
 constexpr size_t kMaxNetwork = size_t{1} << 24;
-constexpr size_t kMaxRank = 8;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kCrcDigits = 8;
 constexpr std::string_view kHeaderStart =
@@ -60,10 +59,7 @@ TensorView read_entry(const std::string& field, const Json& entry, const uint8_t
   TensorView view;
   view.dtype = fields::one_of<TensorType>(field + " dtype", entry.find("dtype"), kTensorTypeNames);
   const int64_t element = kTensorTypeBytes[static_cast<size_t>(view.dtype)];
-  const Json::Array& shape = list(field + " shape", entry.find("shape"), 0, kMaxRank);
-  for (const Json& size : shape) {
-    view.shape.push_back(integer(field + " shape", &size, 0, INT64_MAX));
-  }
+  view.shape = tensor_shape(field + " shape", entry.find("shape"));
   const int64_t count = element_count(view.shape, payload_bytes / element);
   if (count < 0) {
     bad(field + " shape", shown(view.shape),

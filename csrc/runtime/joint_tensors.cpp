@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <memory>
 #include <utility>
 
@@ -14,15 +13,10 @@ namespace defakeq {
 
 namespace {
 
-constexpr size_t kMaxRank = 8;
-
 // Takes the first elements of `left` that `shape` has.
 TensorView take(const std::string& field, const Json& shape, TensorView* left) {
   TensorView part = *left;
-  part.shape.clear();
-  for (const Json& size : fields::list(field, &shape, 0, kMaxRank)) {
-    part.shape.push_back(fields::integer(field, &size, 0, std::numeric_limits<int64_t>::max()));
-  }
+  part.shape = tensor_shape(field, &shape);
   const int64_t count = element_count(part.shape, left->shape[0]);
   if (count < 0) {
     fields::bad(field, fields::shown(part.shape),
@@ -45,18 +39,14 @@ void widen(TensorType type, Widen&& to_wide, TensorView* view, DfqFile* file) {
   file->widened.push_back(std::move(wide));
 }
 
-// How the elements of a joint tensor are stored, of which its name tells.
-struct Storage {
-  const char* code;
-  TensorType stored;
-};
-constexpr Storage kNarrow[] = {{"F32/F16", TensorType::kFloat16}, {"I32/I16", TensorType::kInt16}};
+constexpr const char* kHalves = "F32/F16";
+constexpr const char* kShorts = "I32/I16";
 
+// How the elements of a joint tensor are stored, of which its name tells.
 TensorType stored_type(const std::string& code) {
-  for (const Storage& s : kNarrow) {
-    if (code == s.code) return s.stored;
-  }
-  std::string accepted = "F32/F16, I32/I16";
+  if (code == kHalves) return TensorType::kFloat16;
+  if (code == kShorts) return TensorType::kInt16;
+  std::string accepted = std::string(kHalves) + ", " + kShorts;
   for (size_t t = 0; t < std::size(kTensorTypeNames); ++t) {
     if (code == kTensorTypeNames[t]) return static_cast<TensorType>(t);
     accepted += std::string(", ") + kTensorTypeNames[t];
@@ -75,9 +65,9 @@ TensorView take_whole(const std::string& code, DfqFile* file) {
   }
   TensorView whole = it->second;
   file->tensors.erase(it);
-  if (code == kNarrow[0].code) {
+  if (code == kHalves) {
     widen<float, uint16_t>(TensorType::kFloat32, half_to_float, &whole, file);
-  } else if (code == kNarrow[1].code) {
+  } else if (code == kShorts) {
     widen<int32_t, int16_t>(TensorType::kInt32, [](int16_t v) { return int32_t{v}; }, &whole, file);
   }
   return whole;
@@ -88,9 +78,9 @@ TensorView take_whole(const std::string& code, DfqFile* file) {
 void split_joint_tensors(const Json& table, DfqFile* file) {
   for (const auto& [code, shapes] : fields::object("network.tensors", &table)) {
     const std::string field = "network.tensors." + code;
-    fields::object(field, &shapes);
+    const Json::Object& parts = fields::object(field, &shapes);
     TensorView left = take_whole(code, file);
-    for (const auto& [name, shape] : fields::object(field, &shapes)) {
+    for (const auto& [name, shape] : parts) {
       if (!file->tensors.emplace(name, take(field + "." + name, shape, &left)).second) {
         fields::bad(field + "." + name, "a name in use", "every tensor once");
       }

@@ -110,8 +110,7 @@ void Program::State::pack() {
     for (const TensorView* view : {node.table, node.table2, node.gamma, node.beta, node.rows}) {
       want(view);
     }
-    if (node.op == Op::kCopy) moves[&node] = moves_of(graph, node);
-    if (!moves[&node].empty()) continue;
+    if (node.op == Op::kCopy && !(moves[&node] = moves_of(graph, node)).empty()) continue;
     if (node.step == nullptr) {
       want(node.index);
     } else {
@@ -210,7 +209,7 @@ void Program::State::pack() {
     step.table2 = reinterpret_cast<const int8_t*>(constant(node.table2));
     step.gamma = reinterpret_cast<const float*>(constant(node.gamma));
     step.beta = reinterpret_cast<const float*>(constant(node.beta));
-    step.moves = std::move(moves[&node]);
+    if (node.op == Op::kCopy) step.moves = std::move(moves[&node]);
     if (step.moves.empty()) {
       const TensorView* index = node.rows != nullptr ? node.rows : node.index;
       step.index = reinterpret_cast<const int32_t*>(

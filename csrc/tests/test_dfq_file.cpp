@@ -442,6 +442,8 @@ TEST(DfqFile, NamesTheWrongJointTensor) {
   EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":7)"), "network.tensors.F32.a.bias");
   EXPECT_REFUSED(edited(R"("a.bias":[1])", R"("a.bias":[4611686018427387904,4])"),
                  "network.tensors.F32.a.bias");
+  EXPECT_REFUSED(edited(R"("b.seg0.scale":[2,1])", R"("b.seg0.scale":[2,1],"x":[])"),
+                 "network.tensors.F32.x");  // a scalar behind the end
   EXPECT_REFUSED(edited(R"("U8":{)", R"("U8":3,"x":{)"), "network.tensors.U8");
   EXPECT_REFUSED(edited(R"("tensors":{)", R"("tensors":[],"x":{)"), "network.tensors");
 }

@@ -478,6 +478,18 @@ std::string describe(const Case& c, unsigned seed) {
 
 class Ops : public ::testing::TestWithParam<unsigned> {};
 
+// The same bytes on every instruction set with 1 to 3 threads.
+void expect_everywhere(const Case& c, const std::vector<char>& want) {
+  for (const std::string& isa : tiers()) {
+    set_isa(isa.c_str());
+    for (const int threads : {1, 2, 3}) {
+      Threads parallel(threads);
+      ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
+    }
+  }
+  set_isa(nullptr);
+}
+
 TEST_P(Ops, SameBytesEverywhereAndNearTheReference) {
   constexpr unsigned kCases = 40;
   for (unsigned i = 0; i < kCases; ++i) {
@@ -674,14 +686,7 @@ TEST(JoinedPixels, GiveTheBytesOfSinglePixels) {
     Serial serial;
     const std::vector<char> want = run(c, serial, nullptr, &kernels());
     if (seed % 10 == 0) compare_with_reference(c, want);
-    for (const std::string& isa : tiers()) {
-      set_isa(isa.c_str());
-      for (const int threads : {1, 2, 3}) {
-        Threads parallel(threads);
-        ASSERT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
-      }
-    }
-    set_isa(nullptr);
+    expect_everywhere(c, want);
     if (HasFatalFailure()) return;
   }
   EXPECT_GT(used, 80);
@@ -749,14 +754,7 @@ TEST(Ops, DepthwiseKernelsAgreeOnEveryIsa) {
         Serial serial;
         const std::vector<char> want = run(c, serial);
         compare_with_reference(c, want);
-        for (const std::string& isa : tiers()) {
-          set_isa(isa.c_str());
-          for (const int threads : {1, 3}) {
-            Threads parallel(threads);
-            EXPECT_EQ(run(c, parallel), want) << isa << ", " << threads << " threads";
-          }
-        }
-        set_isa(nullptr);
+        expect_everywhere(c, want);
         if (HasFatalFailure()) return;
       }
     }

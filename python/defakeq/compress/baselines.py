@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from defakeq.compress.budget import check_size, file_size
+from defakeq.compress.budget import check_size, file_size, largest_file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.learning import Settings
 from defakeq.compress.pipeline import compress
@@ -106,11 +106,11 @@ def _magnitude(model: nn.Module, data: Calibration, size: float) -> Baseline:
         return program
 
     def fits(fraction: float) -> bool:
-        return file_size(made(fraction, data.images[:2]))[1] <= budget
+        return largest_file_size(made(fraction, data.images[:2])) <= budget
 
     least = _least_fraction(fits)
     program = made(least, data.images[:64])
-    return Baseline(program, file_size(program)[0], 8.0)
+    return Baseline(program, file_size(program), 8.0)
 
 
 def _least_fraction(fits: Callable[[float], bool]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defakeq.compress import summary
 from defakeq.compress.quantized import State, narrowed
 from defakeq.conversion import convert
 from defakeq.lower import ProgramModule
@@ -19,7 +20,6 @@ from defakeq.plan import QuantPlan
 from defakeq_kernels import dfq
 
 _BATCH = 16
-SUMMARY_KEY = "compression"  # of what `defakeq inspect` prints, in the network's JSON
 
 
 def exported(
@@ -68,16 +68,20 @@ def converted(
     return program
 
 
-def file_size(program: ProgramModule) -> tuple[int, int]:
-    """(bytes of the file, the most that it has with other numbers and a summary in its JSON)."""
+def file_size(program: ProgramModule) -> int:
+    """Bytes of a program's file."""
+    return len(dfq.dumps(*program.file()))
+
+
+def largest_file_size(program: ProgramModule) -> int:
+    """The most bytes that the file has with other numbers and a summary in its JSON."""
     tensors, network = program.file()
-    size = len(dfq.dumps(tensors, network))
     numbers = random.Random(0)
     network = _with_long_numbers(network, numbers, {})
-    network[SUMMARY_KEY] = _long_summary(network, numbers)
+    network[summary.KEY] = summary.longest(network["layers"], numbers)
     data = dfq.dumps(tensors, network)
     header = int.from_bytes(data[:8], "little")
-    return size, max(size, len(data) + header // 32 + 32)
+    return len(data) + header // 32 + 32  # numbers are not deflated equally well
 
 
 def _with_long_numbers(value: Any, numbers: random.Random, taken: dict[Any, float]) -> Any:
@@ -101,21 +105,6 @@ def _with_long_numbers(value: Any, numbers: random.Random, taken: dict[Any, floa
         key = (value["scale"], value["zero_point"])
         result["zero_point"] = taken.setdefault(key, numbers.randrange(-half, -half * 3 // 4))
     return result
-
-
-def _long_summary(network: Mapping[str, Any], numbers: random.Random) -> dict[str, Any]:
-    """A stand-in for `defakeq.compress.report.summary`."""
-    return {
-        "asked": numbers.random(),
-        "checkpoint": numbers.randrange(10**9, 10**10),
-        "seed": numbers.randrange(1 << 62, 1 << 63),
-        "pruned": numbers.randrange(10**5, 10**6),
-        "calibration": {
-            key: numbers.randrange(10**5, 10**6) / 1e5
-            for key in ("auc_float", "auc_model", "margin_error_model")
-        },
-        "hurt": [name[-40:] for name in sorted(network["layers"], key=len)[-3:]],
-    }
 
 
 def check_size(size: float) -> float:

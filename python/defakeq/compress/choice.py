@@ -13,7 +13,7 @@ from torch import Tensor
 from defakeq.compress import distortion, redundancy
 from defakeq.compress.allocate import ActOption, Allocation, Option, Problem, solve
 from defakeq.compress.bars import Bars
-from defakeq.compress.budget import converted, file_size
+from defakeq.compress.budget import converted, largest_file_size
 from defakeq.compress.graph import Graph
 from defakeq.compress.greedy import greedy
 from defakeq.compress.latency import LatencyTable
@@ -124,7 +124,7 @@ class Task:
             for name, state in chosen.initial(self.graph).items()
         }
         program = converted(self.graph.model, states, self.ranges, mixed=False)
-        return self.budget - self.reserve() - file_size(program)[1]
+        return self.budget - self.reserve() - largest_file_size(program)
 
     def refused(self, missing: float, what: str) -> Refused:
         """The error of a budget that cannot be kept."""

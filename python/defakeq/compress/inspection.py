@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from defakeq.compress.budget import SUMMARY_KEY
+from defakeq.compress import summary
 from defakeq_kernels import dfq
 from defakeq_kernels.packed import HALF_BITS, PackedWeight
 
@@ -53,7 +53,7 @@ def inspected(path: str | os.PathLike[str]) -> dict[str, Any]:
         "other_tensor_bytes": tables,
         "header_bytes": size - weights - tables,
         "nodes": len(network.get("program", {}).get("nodes", [])),
-        "compression": network.get(SUMMARY_KEY),
+        "compression": network.get(summary.KEY),
         "layers": layers,
     }
 
@@ -86,13 +86,13 @@ def show(found: dict[str, Any], console: Any) -> None:
         f"{found['path']}: {found['bytes']} bytes: layers {found['layer_bytes']}, other tensors "
         f"{found['other_tensor_bytes']}, header {found['header_bytes']}; {found['nodes']} nodes"
     )
-    summary = found["compression"]
-    if summary is not None:
-        part = found["bytes"] / summary["checkpoint"]
+    kept = found["compression"]
+    if kept is not None:
+        part = found["bytes"] / kept["checkpoint"]
         console.print(
-            f"{part:.2%} of the float32 checkpoint ({summary['checkpoint']} bytes), asked was "
-            f"{summary['asked']:.2%}; {summary['pruned']} outputs pruned; "
-            f"hurt most: {', '.join(summary['hurt'])}"
+            f"{part:.2%} of the float32 checkpoint ({kept['checkpoint']} bytes), asked was "
+            f"{kept['asked']:.2%}; {kept['pruned']} outputs pruned; "
+            f"hurt most: {', '.join(kept['hurt'])}"
         )
-        for name, value in summary["calibration"].items():
+        for name, value in kept["calibration"].items():
             console.print(f"  on the calibration images: {name.replace('_', ' ')} {value}")

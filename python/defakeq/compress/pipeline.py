@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defakeq.compress import report
+from defakeq.compress import report, summary
 from defakeq.compress.bars import Bars
-from defakeq.compress.budget import check_size, converted, exported, file_size
+from defakeq.compress.budget import check_size, converted, exported, file_size, largest_file_size
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.checks import check_device, check_preset, check_seed, check_taken
 from defakeq.compress.choice import Chosen, Task, choose_options
@@ -283,13 +283,13 @@ class _Run:
         images: Tensor,
     ) -> tuple[dict[str, State], ProgramModule]:
         """The states and the program with the half-precision channels that the budget allows."""
-        room = self.budget - file_size(integer)[1]
+        room = self.budget - largest_file_size(integer)
         for _ in range(_TRIES):
             found = self._restore(statistics, states, room)
             if all(state.half is None for state in found.values()):
                 break
             model = converted(self.graph.model, found, images, mixed=True)
-            over = file_size(model)[1] - self.budget
+            over = largest_file_size(model) - self.budget
             if over <= 0:
                 return found, model
             room -= over  # what the header takes beside the channels is known only now
@@ -332,11 +332,11 @@ class _Run:
         )
         sizes = {}
         for key, program in (("integer_size", integer), ("size", model)):
-            report.carry(program, found.report)
-            sizes[key] = file_size(program)[0]
+            summary.carry(program, found.report)
+            sizes[key] = file_size(program)
             if sizes[key] > self.budget:  # by a few bytes, which the summary takes
-                report.leave(program)
-                sizes[key] = file_size(program)[0]
+                summary.leave(program)
+                sizes[key] = file_size(program)
             if sizes[key] > self.budget:
                 raise RuntimeError(
                     f"size: found a file of {sizes[key]} bytes; asked was {self.budget}"

@@ -1,4 +1,4 @@
-"""What a compression did: as JSON, as one HTML page, and as a summary that the file carries."""
+"""What a compression did: as JSON and as one HTML page."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from defakeq.compress.allocate import Option
-from defakeq.compress.budget import SUMMARY_KEY
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.graph import Graph, margin
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult
 from defakeq.compress.statistics import LayerStatistics
-from defakeq.lower import ProgramModule
-from defakeq.lower.module import ProgramStage
 from defakeq.metrics import auc
 
 if TYPE_CHECKING:
@@ -120,34 +117,6 @@ def _margins(model: nn.Module, images: Tensor) -> Tensor:
 
 def _auc(labels: Tensor, margins: Tensor) -> float:
     return auc(np.asarray(labels), torch.sigmoid(margins.double()).numpy())
-
-
-def carry(program: ProgramModule, document: Mapping[str, Any]) -> None:
-    """Puts the summary into a program's file."""
-    (stage,) = program.stages
-    assert isinstance(stage, ProgramStage)
-    stage.network = {**stage.network, SUMMARY_KEY: summary(document)}
-
-
-def leave(program: ProgramModule) -> None:
-    """Takes the summary out of a program's file."""
-    (stage,) = program.stages
-    assert isinstance(stage, ProgramStage)
-    stage.network = {k: v for k, v in stage.network.items() if k != SUMMARY_KEY}
-
-
-def summary(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A few hundred bytes: what `defakeq inspect` cannot tell from the rest of the file."""
-    calibration = document["calibration"]
-    keys = ("auc_float", "auc_model", "margin_error_model")
-    return {
-        "asked": document["asked"],
-        "checkpoint": document["checkpoint"],
-        "seed": document["seed"],
-        "pruned": sum(e["outputs"] - e["kept_outputs"] for e in document["layers"]),
-        "calibration": {k: round(calibration[k], 5) for k in keys if k in calibration},
-        "hurt": [name[-40:] for name in document["hurt_most"][:3]],
-    }
 
 
 def to_html(document: Mapping[str, Any]) -> str:
