@@ -64,13 +64,29 @@ def test_folding_is_the_least_squares_of_the_output():
     x += 0.1 * torch.randn(500, 10, generator=generator)
     weight = torch.randn(4, 10, generator=generator)
     kept = torch.tensor([True] * 7 + [False] * 3)
-    found = redundancy.folded(weight, x.T @ x, kept, ridge=0.0)
+    found = redundancy.folded(weight, redundancy.inverse_of(x.T @ x, ridge=0.0), kept)
     wanted = np.linalg.lstsq(x[:, kept].numpy(), (x @ weight.T).numpy(), rcond=None)[0].T
     assert np.allclose(found[:, kept].numpy(), wanted, atol=1e-3)
     assert not found[:, ~kept].any()
     cut = weight * kept
     error = (x @ (found - weight).T).square().sum()
     assert float(error) < 0.3 * float((x @ (cut - weight).T).square().sum())
+
+
+def test_folding_by_the_inverse_is_the_ridge_regression_on_the_kept_inputs():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 24, generator=generator, dtype=torch.float64)  # fewer rows than unknowns
+    second = x[:9].T @ x[:9]
+    weight = torch.randn(5, 24, 2, 2, generator=generator)
+    kept = torch.arange(24) % 3 != 1
+    found = redundancy.folded(weight, redundancy.inverse_of(second), kept)
+    ridge = redundancy.RIDGE * second.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    explained = torch.linalg.solve(
+        second[kept][:, kept] + ridge[kept][:, kept], second[kept][:, ~kept]
+    )
+    wanted = weight[:, kept] + torch.einsum("oghw,kg->okhw", weight[:, ~kept].double(), explained)
+    torch.testing.assert_close(found[:, kept], wanted.float())
+    assert not found[:, ~kept].any()
 
 
 def test_channels_that_others_explain_go_first_and_cost_nothing(data):
@@ -93,7 +109,7 @@ def test_removed_rows_leave_the_inverse_of_the_rest(monkeypatch):
     torch.manual_seed(3)
     x = torch.randn(40, 12, dtype=torch.float64)
     matrix = x.T @ x
-    inverse = redundancy._Inverse.of(matrix)
+    inverse = redundancy._Inverse(torch.linalg.inv(matrix))
     kept = torch.ones(12, dtype=torch.bool)
     for channel in (4, 0, 11, 7, 2):
         inverse.remove(channel)

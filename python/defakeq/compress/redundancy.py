@@ -92,11 +92,12 @@ def find(
             progress(1)
         if not consumers or not known or len(kept) < 2:
             continue
-        order = _order(graph, channels, statistics, ties, consumers, min(kept))
+        inverses = {layer.name: inverse_of(statistics[layer.name].second) for layer in consumers}
+        order = _order(channels, statistics, ties, consumers, inverses, min(kept))
         costs = [0.0]
         for count in kept[1:]:
             one = Redundancy(group, ties, order, (count,), (0.0,))
-            weights, masks = pruned(graph, channels, statistics, [one], [0])
+            weights, masks = pruned(graph, channels, statistics, [one], [0], inverses)
             costs.append(changes.of(weights, masks))
         found.append(Redundancy(group, ties, order, kept, tuple(costs)))
     return found
@@ -146,6 +147,7 @@ def pruned(
     statistics: Mapping[str, LayerStatistics],
     groups: Sequence[Redundancy],
     levels: Sequence[int],
+    inverses: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Masks]]:
     """Weights with what goes folded into what stays, and the kept channels, of touched layers.
 
@@ -153,6 +155,7 @@ def pruned(
         graph, channels, statistics: of the float model.
         groups: of `find`.
         levels: the level of each group.
+        inverses: of `inverse_of`, of the layers for which they are at hand.
     """
     gone: set[int] = set()
     for one, level in zip(groups, levels, strict=True):
@@ -169,27 +172,42 @@ def pruned(
         masks[name] = Masks(outs, ins)
         weight = layer.weight
         if ins is not None:
-            weight = folded(weight, statistics[name].second.to(weight.device), ins)
+            inverse = (inverses or {}).get(name)
+            if inverse is None:
+                inverse = inverse_of(statistics[name].second)
+            weight = folded(weight, inverse.to(weight.device), ins)
         weights[name] = weight
     return weights, masks
 
 
-def folded(weight: Tensor, second: Tensor, kept: Tensor, ridge: float = RIDGE) -> Tensor:
-    """A weight whose kept inputs carry the others' part: least squares of the layer's output.
+def inverse_of(second: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The inverse of second moments [I, I] with a ridge, in float64.
+
+    Args:
+        second: second moments of a layer's inputs.
+        ridge: added to the diagonal, a part of its mean.
+    """
+    h = second.to(torch.float64, copy=True)
+    h.diagonal().add_(ridge * float(h.diagonal().mean()) + 1e-12)
+    return torch.cholesky_inverse(torch.linalg.cholesky(h))
+
+
+def folded(weight: Tensor, inverse: Tensor, kept: Tensor) -> Tensor:
+    """A weight whose kept inputs carry the others' part: ridge regression of the layer's output.
+
+    With P the inverse, k the kept and g the other inputs, the kept ones explain the others by
+    ``-P_kg P_gg^-1``, so that only as large a system is solved as channels go.
 
     Args:
         weight: [O, I] or [O, I, kh, kw].
-        second: second moments of the inputs [I, I].
+        inverse: of `inverse_of` [I, I].
         kept: boolean [I].
-        ridge: added to the diagonal, a part of its mean.
     """
     gone = ~kept
-    h = second.double()
-    inner = h[kept][:, kept]
-    inner.diagonal().add_(ridge * float(h.diagonal().mean()) + 1e-12)
-    explained = torch.linalg.solve(inner, h[kept][:, gone])  # [kept, gone]
+    factor = torch.linalg.cholesky(inverse[gone][:, gone])
+    explained = torch.cholesky_solve(inverse[gone][:, kept], factor).neg_()  # [gone, kept]
     new = torch.zeros_like(weight)
-    moved = torch.einsum("og...,kg->ok...", weight[:, gone].double(), explained)
+    moved = torch.einsum("og...,gk->ok...", weight[:, gone].double(), explained)
     new[:, kept] = weight[:, kept] + moved.to(weight.dtype)
     return new
 
@@ -229,65 +247,58 @@ class _Inverse:
     """
 
     def __init__(self, inverse: Tensor) -> None:
-        self.inverse = inverse
+        self.inverse = inverse.clone()
         self.diagonal = inverse.diagonal().clone()
-        self._columns: list[Tensor] = []
-
-    @staticmethod
-    def of(matrix: Tensor) -> _Inverse:
-        """Of a positive definite matrix in float64."""
-        return _Inverse(torch.cholesky_inverse(torch.linalg.cholesky(matrix)))
+        self._late = inverse.new_empty(_LATE, len(inverse))
+        self._count = 0
 
     def remove(self, channel: int) -> None:
         """Takes a row and column out of the matrix."""
-        column = self.inverse[:, channel].clone()
-        if self._columns:
-            late = torch.stack(self._columns)
-            column -= late[:, channel] @ late
+        column = self.inverse[channel].clone()
+        late = self._late[: self._count]
+        column -= late[:, channel] @ late
         column /= column[channel].sqrt()
-        self._columns.append(column)
+        self._late[self._count] = column
+        self._count += 1
         self.diagonal -= column.square()
         self.diagonal[channel] = 1.0
-        if len(self._columns) == _LATE:
-            late = torch.stack(self._columns)
-            self.inverse.addmm_(late.T, late, alpha=-1)
-            self._columns.clear()
+        if self._count == _LATE:
+            self.inverse.addmm_(self._late.T, self._late, alpha=-1)
+            self._count = 0
 
 
 def _order(
-    graph: Graph,
     channels: Channels,
     statistics: Mapping[str, LayerStatistics],
     ties: Sequence[int],
     consumers: Sequence[Layer],
+    inverses: Mapping[str, Tensor],
     least: int,
 ) -> tuple[int, ...]:
     """Units, those that go first at the end: backward elimination by what each loses."""
     unit_of = {tie: unit for unit, tie in enumerate(ties)}
-    inverses, weights, members = [], [], []
+    shrinking, weights, members = [], [], []
     for layer in consumers:
-        second = statistics[layer.name].second.double()
-        diagonal = RIDGE * float(second.diagonal().mean()) + 1e-12
-        ridged = second + diagonal * torch.eye(len(second), dtype=second.dtype)
-        inverses.append(_Inverse.of(ridged))
+        shrinking.append(_Inverse(inverses[layer.name]))
         energy = (
             layer.weight.cpu().double().flatten(2).square().sum((0, 2))
             if layer.conv
             else (layer.weight.cpu().double().square().sum(0))
         )
-        weights.append(energy / float((energy * second.diagonal()).sum() + 1e-30))
+        diagonal = statistics[layer.name].second.diagonal().double()
+        weights.append(energy / float((energy * diagonal).sum() + 1e-30))
         own = [unit_of.get(tie, len(ties)) for tie in channels.inputs[layer.name]]
         members.append(torch.tensor(own))
     gone = torch.zeros(len(ties), dtype=torch.bool)
     removed: list[int] = []
     while len(ties) - len(removed) > least:
         losses = torch.zeros(len(ties) + 1, dtype=torch.float64)
-        for inverse, weight, units in zip(inverses, weights, members, strict=True):
+        for inverse, weight, units in zip(shrinking, weights, members, strict=True):
             losses.index_add_(0, units, weight / inverse.diagonal.clamp(min=1e-30))
         worst = int(losses[:-1].masked_fill(gone, torch.inf).argmin())
         gone[worst] = True
         removed.append(worst)
-        for inverse, units in zip(inverses, members, strict=True):
+        for inverse, units in zip(shrinking, members, strict=True):
             for channel in (units == worst).nonzero().flatten().tolist():
                 inverse.remove(channel)
     left = (~gone).nonzero().flatten().tolist()
