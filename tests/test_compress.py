@@ -187,36 +187,6 @@ def test_other_wrong_arguments(data):
         _run(lambda x: x, data)
 
 
-class _Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, 1)
-
-    def forward(self, x):
-        if x.mean() > 0:
-            x = -x
-        return self.head(x.mean((2, 3)))
-
-
-class _Empty(nn.Module):
-    def forward(self, x):
-        return x.mean((1, 2, 3))
-
-
-def test_models_that_cannot_be_compressed(data):
-    with pytest.raises(ValueError, match=r"model: torch.export cannot capture it"):
-        _run(_Branching(), data)
-    with pytest.raises(ValueError, match="no Conv2d or Linear"):
-        _run(_Empty(), data)
-
-
-def test_activations_that_are_not_finite(data):
-    model = Residual(16)
-    model.a.weight.fill_(1e38)
-    with pytest.raises(ValueError, match="layer 'b': found values that are not finite"):
-        _run(model, data)
-
-
 def test_latency_budget_narrows_layers(data, monkeypatch):
     from defakeq.compress import latency
 

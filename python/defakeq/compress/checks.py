@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defakeq.compress.distortion import WIDTHS
+from defakeq.compress.graph import Graph
 from defakeq.compress.presets import Preset, preset
+from defakeq.lower import check_whole, fallbacks
+from defakeq.plan import QuantPlan
 
 _SEEDS = 1 << 32  # what numpy and torch both take
 
@@ -71,6 +75,16 @@ def check_taken(model: nn.Module, images: Tensor) -> None:
             f"calibration: found images [{shape}], which the model does not take "
             f"({_first_line(error)}); accepted is float32 [N, C, H, W] as the model takes them"
         ) from error
+
+
+def check_lowered(graph: Graph, images: Tensor) -> None:
+    """Whether a program can compute the whole model, before minutes go into it.
+
+    Raises:
+        ValueError: it cannot; the message names the first operator that is left.
+    """
+    model = graph.model
+    check_whole(fallbacks(model, ((images[:1],), {}), QuantPlan.uniform(model, min(WIDTHS))))
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from defakeq.lower.capture import Captured, Node, args_of, capture, prepare
 from defakeq.lower.groups import LAYERS
@@ -201,6 +202,21 @@ def pooled(x: Tensor) -> Tensor:
     if x.dim() == 4:
         return x.mean((2, 3))
     return x.mean(1) if x.dim() == 3 else x.flatten(1)
+
+
+def first_output(outputs: Any) -> Tensor:
+    """The first tensor of what a model returns: itself, or of a tuple, a dictionary and the like.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise ValueError(
+        f"model: found {type(outputs).__name__} without a tensor as its result; accepted is the "
+        "logit of a forgery, logits, or several tensors of which they are the first"
+    )
 
 
 def margin(outputs: Tensor) -> Tensor:

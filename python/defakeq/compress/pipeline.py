@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from defakeq.compress import report, summary
 from defakeq.compress.bars import Bars
 from defakeq.compress.budget import check_size, converted, exported, file_size, largest_file_size
 from defakeq.compress.calibration import Calibration
-from defakeq.compress.checks import check_device, check_preset, check_seed, check_taken
+from defakeq.compress.checks import (
+    check_device,
+    check_lowered,
+    check_preset,
+    check_seed,
+    check_taken,
+)
 from defakeq.compress.choice import Chosen, Task, choose_options
 from defakeq.compress.distributed import part, ranks, shared
 from defakeq.compress.graph import Graph, margin
@@ -157,12 +163,14 @@ class _Run:
         except Exception:
             check_taken(self.source, images[:2])
             raise
+        check_lowered(self.graph, images.to(where))
         self.images = images.to(where)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
             chosen = self._timed("allocation", lambda: self._allocate(statistics))
-            for one in statistics.values():  # what only the allocation needs: a gigabyte or two
+            for one in statistics.values():  # what is not read any more: a gigabyte or two
                 one.second = torch.zeros(0, 0)
+                one.fisher = None if one.fisher is None else one.fisher.mean()
             states, blocks = self._timed("reconstruction", lambda: self._rebuild(chosen))
             if self.veft:
                 states = self._timed("alignment", lambda: self._align(states))
@@ -236,7 +244,7 @@ class _Run:
                 self.graph, self.images, states, self.preset.reconstruction, self.seed,
                 load, save, step,
             )  # fmt: skip
-        return states, blocks
+        return states, [replace(block, states={}) for block in blocks]  # alignment changes them
 
     def _align(self, states: dict[str, State]) -> dict[str, State]:
         kept = self.work.load("alignment")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defakeq.compress.allocate import Option
 from defakeq.compress.calibration import Calibration
-from defakeq.compress.graph import Graph, margin
+from defakeq.compress.graph import Graph, first_output, margin
 from defakeq.compress.quantized import State
 from defakeq.compress.reconstruct import BlockResult
 from defakeq.compress.statistics import LayerStatistics
@@ -110,8 +110,7 @@ def _margins(model: nn.Module, images: Tensor) -> Tensor:
     parts = []
     with torch.no_grad():
         for batch in images.split(16):
-            y = model(batch)
-            parts.append(margin(y[0] if isinstance(y, (tuple, list)) else y).cpu())
+            parts.append(margin(first_output(model(batch))).cpu())
     return torch.cat(parts)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from defakeq.compress.calibration import Calibration
 from defakeq.compress.distributed import average, extreme, ranks
 from defakeq.compress.distributed import mean as distributed_mean
-from defakeq.compress.graph import Graph, Layer, margin
+from defakeq.compress.graph import Graph, Layer, first_output, margin
 
 _ROWS = 4096  # sampled positions of a batch for the covariance
 _GRADIENTS = 64  # images whose gradients are taken
@@ -234,8 +234,7 @@ def _one_gradient(
 ) -> None:
     inputs.clear()
     with torch.enable_grad():
-        outputs = graph.model(calibration.images[i : i + 1])
-        z = margin(outputs[0] if isinstance(outputs, (tuple, list)) else outputs).sum()
+        z = margin(first_output(graph.model(calibration.images[i : i + 1]))).sum()
         wanted = [*weights.values(), *inputs.values()]
         gradients = torch.autograd.grad(z, wanted, allow_unused=True)
     residual = 0.0

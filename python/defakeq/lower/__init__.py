@@ -13,13 +13,20 @@ from defakeq.lower.apart import check_apart
 from defakeq.lower.capture import Captured, Node, capture, prepare
 from defakeq.lower.emit import Emitter
 from defakeq.lower.finish import assemble, calibrate
-from defakeq.lower.module import Fallback, ProgramModule, ProgramStage, Stage, TorchStage
+from defakeq.lower.module import (
+    Fallback,
+    ProgramModule,
+    ProgramStage,
+    Stage,
+    TorchStage,
+    check_whole,
+)
 from defakeq.lower.picture_inputs import move_onto_levels
 from defakeq.lower.stages import part, program_of
 from defakeq.lower.structure import called_with
 from defakeq.plan import QuantPlan
 
-__all__ = ["Fallback", "ProgramModule", "lower"]
+__all__ = ["Fallback", "ProgramModule", "check_whole", "fallbacks", "lower"]
 
 
 def lower(
@@ -46,8 +53,8 @@ def lower(
     captured = capture(prepared, first)
     batches = [captured.takes.tensors(called_with(*batch), "calibration") for batch in calibration]
     move_onto_levels(captured, plan, batches)
-    fallbacks = _fallbacks(captured, plan)
-    parts = part(captured, set(fallbacks))
+    left = _fallbacks(captured, plan)
+    parts = part(captured, set(left))
     emitters: dict[int, Emitter] = {}
     for i, stage in enumerate(parts):
         if not stage.torch:
@@ -71,8 +78,25 @@ def lower(
         [node.name for node in captured.outputs],
         captured.takes,
         captured.returns,
-        [Fallback(node.name, str(node.target), reason) for node, reason in fallbacks.items()],
+        _described(left),
     )
+
+
+def fallbacks(model: nn.Module, inputs: Inputs, plan: QuantPlan) -> list[Fallback]:
+    """What `lower` would leave to torch.
+
+    Args:
+        model: in evaluation mode, BatchNorm folded; left as it is.
+        inputs, plan: as in `lower`.
+
+    Raises:
+        ValueError: a model that cannot be captured.
+    """
+    return _described(_fallbacks(capture(model, _first(inputs)), plan))
+
+
+def _described(fallbacks: dict[Node, str]) -> list[Fallback]:
+    return [Fallback(node.name, str(node.target), reason) for node, reason in fallbacks.items()]
 
 
 def _fallbacks(captured: Captured, plan: QuantPlan) -> dict[Node, str]:

@@ -99,6 +99,20 @@ class TorchStage:
 Stage = ProgramStage | TorchStage
 
 
+def check_whole(fallbacks: Sequence[Fallback]) -> None:
+    """Whether a model can be a file.
+
+    Raises:
+        ValueError: a part of it runs in torch; the message names the first.
+    """
+    if fallbacks:
+        first = fallbacks[0]
+        raise ValueError(
+            f"node {first.name!r} ({first.target}): {first.reason}; accepted in a file is a "
+            f"model without fallbacks, explain() lists all {len(fallbacks)}"
+        )
+
+
 class ProgramModule(nn.Module):
     """Runs a lowered model; what `convert(..., backend="program")` and `load` return.
 
@@ -174,12 +188,7 @@ class ProgramModule(nn.Module):
         Raises:
             ValueError: a part of the model runs in torch; the message names the first.
         """
-        if self.fallbacks:
-            first = self.fallbacks[0]
-            raise ValueError(
-                f"node {first.name!r} ({first.target}): {first.reason}; accepted in a file is a "
-                f"model without fallbacks, explain() lists all {len(self.fallbacks)}"
-            )
+        check_whole(self.fallbacks)
         if not self.stages:
             raise ValueError("model: found nothing to compute; accepted is a model that does")
         (stage,) = self.stages
