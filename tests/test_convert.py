@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,26 @@ def test_observer_ranges() -> None:
             errors[method] = float(((restored - values) ** 2).mean())
         assert errors["mse"] <= 1.02 * min(errors.values())
         assert errors["mse"] < {8: 0.8, 4: 0.1}[bits] * errors["minmax"]
+
+
+def test_one_image_far_above_all_others_costs_them_less() -> None:
+    images = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0))
+    images[5] *= 8
+    images[6] = 0  # and nearly black ones do not count for more than they are
+    images[7] *= 1e-4
+    others = images[[0, *range(8, 64)]]
+
+    def error(parts: Sequence[torch.Tensor], count: int) -> float:
+        observer = RangeObserver()
+        for part in parts:
+            observer.update(part, count)
+        found = observer.quantization(8)
+        off = torch.from_numpy(found.dequantize(found.quantize(others.numpy()))) - others
+        return float(off.square().mean())
+
+    pooled = error([images], 1)
+    assert error(list(images), 1) < 0.4 * pooled
+    assert error(images.split(16), 16) < 0.4 * pooled
 
 
 def test_observer_finds_the_ranges_of_one_sided_and_constant_values() -> None:

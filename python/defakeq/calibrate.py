@@ -18,6 +18,7 @@ from defakeq_kernels.torch_functions import UNARY
 
 BINS = 2048
 PERCENTILE = 99.99
+_LEAST_ENERGY = 0.03  # of the mean energy: a nearly black picture must not outweigh all others
 OBSERVERS = ("mse", "percentile", "minmax")
 
 
@@ -86,14 +87,20 @@ class Lattice:
 
 
 class RangeObserver:
-    """A histogram of all values seen; its range doubles when values fall outside."""
+    """Histograms of all values seen; their range doubles when values fall outside.
+
+    One counts values; in the other an image's values weigh the less the larger they are, so that
+    a squared error is a part of its own image's energy, and one image with values far above all
+    others does not cost the others their resolution.
+    """
 
     def __init__(self) -> None:
         self.minimum = np.inf
         self.maximum = -np.inf
         self._low = 0.0
         self._high = 0.0
-        self._counts: NDArray[np.float64] = np.zeros(BINS)
+        self._counts: NDArray[np.float64] = np.zeros((2, BINS))  # of values, and their weights
+        self._images, self._energy = 0, 0.0
         self._lattice = Lattice()
 
     @property
@@ -101,8 +108,12 @@ class RangeObserver:
         """Whether no value has been seen."""
         return self.minimum > self.maximum
 
-    def update(self, values: Tensor) -> None:
+    def update(self, values: Tensor, images: int = 1) -> None:
         """Adds the values of a floating-point tensor.
+
+        Args:
+            values: of `images` images, one after the other.
+            images: how many; where the values cannot be cut so, they count as one's.
 
         Raises:
             ValueError: a value that is not finite.
@@ -120,8 +131,15 @@ class RangeObserver:
         self._cover(low, high)
         self.minimum = min(self.minimum, low)
         self.maximum = max(self.maximum, high)
-        counts = torch.histc(flat.double(), BINS, self._low, self._high)
-        self._counts += counts.numpy()
+        parts = flat.double().reshape(images if flat.numel() % images == 0 else 1, -1)
+        for part in parts:
+            counts = torch.histc(part, BINS, self._low, self._high).numpy()
+            self._counts[0] += counts
+            self._images += 1
+            energy = float(part.square().mean())
+            self._energy += (energy - self._energy) / self._images
+            if self._energy > 0:
+                self._counts[1] += counts / len(part) / max(energy, _LEAST_ENERGY * self._energy)
 
     def half_level(self) -> float | None:
         """Half a step, where all values are evenly spaced levels and zero is midway between two."""
@@ -134,8 +152,8 @@ class RangeObserver:
 
         Args:
             bits: 4 to 8.
-            method: "mse" (the range with the least squared error), "percentile" (99.99 % of the
-                values at each end) or "minmax".
+            method: "mse" (the range with the least squared error, as a part of each image's
+                energy), "percentile" (99.99 % of the values at each end) or "minmax".
 
         Raises:
             ValueError: nothing seen, or an unknown method.
@@ -206,22 +224,22 @@ class RangeObserver:
         return found
 
     def _histogram(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Values, and how often each was seen."""
-        used = self._counts > 0
-        return self._centers()[used].astype(np.float32), self._counts[used]
+        """Values, and how much each weighs."""
+        counts, weights = self._counts
+        return self._centers()[counts > 0].astype(np.float32), weights[counts > 0]
 
     def _cover(self, low: float, high: float) -> None:
         while low < self._low:
             width = self._high - self._low
             self._low -= width
-            self._counts = np.concatenate([np.zeros(BINS // 2), self._halved()])
+            self._counts = np.concatenate([np.zeros((2, BINS // 2)), self._halved()], 1)
         while high > self._high:
             width = self._high - self._low
             self._high += width
-            self._counts = np.concatenate([self._halved(), np.zeros(BINS // 2)])
+            self._counts = np.concatenate([self._halved(), np.zeros((2, BINS // 2))], 1)
 
     def _halved(self) -> NDArray[np.float64]:
-        merged: NDArray[np.float64] = self._counts.reshape(-1, 2).sum(axis=1)
+        merged: NDArray[np.float64] = self._counts.reshape(2, -1, 2).sum(axis=2)
         return merged
 
     def _centers(self) -> NDArray[np.float64]:
@@ -230,7 +248,7 @@ class RangeObserver:
         return np.clip(centers, self.minimum, self.maximum)
 
     def _percentiles(self) -> tuple[float, float]:
-        share = np.cumsum(self._counts) / self._counts.sum()
+        share = np.cumsum(self._counts[0]) / self._counts[0].sum()
         centers = self._centers()
         low = centers[np.searchsorted(share, 1 - PERCENTILE / 100)]
         high = centers[min(int(np.searchsorted(share, PERCENTILE / 100)), BINS - 1)]
@@ -285,10 +303,11 @@ def calibrate(
     if not static:
         return {}
     observers = {name: RangeObserver() for name in static}
+    images = [1]  # of the present batch
     handles = []
     for name in static:
         module, layer = model.get_submodule(name), plan.layers[name]
-        hook = _observing(name, module, layer, observers[name])
+        hook = _observing(name, module, layer, observers[name], images)
         handles.append(module.register_forward_pre_hook(hook))
     for name, activation in fused.items():
         handles.append(model.get_submodule(name).register_forward_hook(_applying(activation)))
@@ -318,7 +337,7 @@ def calibrate(
 
 
 def _observing(
-    name: str, module: nn.Module, layer: LayerPlan, observer: RangeObserver
+    name: str, module: nn.Module, layer: LayerPlan, observer: RangeObserver, images: list[int]
 ) -> Callable[..., None]:
     dim = -3 if isinstance(module, nn.Conv2d) else -1
     index: Tensor | None = None
@@ -332,7 +351,8 @@ def _observing(
         if index is not None:
             x = x.index_select(dim, index.to(x.device))
         try:
-            observer.update(x)
+            batched = x.dim() > -dim and len(x) % images[0] == 0
+            observer.update(x, images[0] if batched else 1)
         except ValueError as error:
             raise ValueError(f"calibration: layer {name!r}: {error}") from error
 

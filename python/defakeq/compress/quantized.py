@@ -158,15 +158,16 @@ def float_call(layer: Layer, x: Tensor, state: State | None) -> Tensor:
 
 
 def observed(
-    states: Mapping[str, State], run: Callable[[LayerCall], None]
+    states: Mapping[str, State], run: Callable[[LayerCall], None], images: int
 ) -> dict[str, RangeObserver]:
-    """The inputs of the layers, as `run` gives them to a layer call."""
+    """The inputs of the layers, as `run` gives them to a layer call, so many images at once."""
     observers = {name: RangeObserver() for name in states}
 
     def call(layer: Layer, x: Tensor) -> Tensor:
         state = states.get(layer.name)
         if state is not None:
-            observers[layer.name].update(_sampled(x))
+            count = images if x.shape[0] % images == 0 else 1
+            observers[layer.name].update(_sampled(x.reshape(count, -1)), count)
         return float_call(layer, x, state)
 
     run(call)
@@ -174,12 +175,13 @@ def observed(
 
 
 def _sampled(x: Tensor) -> Tensor:
-    flat = x.detach().flatten()
-    if flat.numel() <= _SAMPLE:
-        return flat
+    """Some of the values of each image [N, M], with its extremes."""
+    flat = x.detach()
     step = -(-flat.numel() // _SAMPLE) | 1
-    low, high = torch.aminmax(flat)
-    return torch.cat([flat[::step], low[None], high[None]])
+    if step == 1:
+        return flat
+    low, high = torch.aminmax(flat, dim=1, keepdim=True)
+    return torch.cat([flat[:, ::step], low, high], 1)
 
 
 def _indices(mask: Tensor | None) -> tuple[int, ...] | None:

@@ -153,7 +153,7 @@ def _block(
             )
         return mean(total / max(power, 1e-30))
 
-    observers = observed(states, lambda call: feed_block(graph, block, xs, call))
+    observers = observed(states, lambda call: feed_block(graph, block, xs, call), graph.batch)
     for name, observer in observers.items():
         bits = states[name].act_bits
         act: ActQuant = shared(partial(observer.quantization, bits, settings.observer))
