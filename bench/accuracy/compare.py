@@ -35,7 +35,7 @@ from defakeq.data.forgeries import FAMILIES
 from defakeq.metrics import auc, bootstrap
 
 CALIBRATION_PEOPLE = 64
-PEOPLE = 100  # of the test split
+PEOPLE = 400  # of the test split
 
 
 def variants() -> dict[str, tuple[Preset, bool]]:
