@@ -240,13 +240,16 @@ inline void dw_dot(const DwS8Args& a) {
       dw_is_3x3(a) ? dw_row_pairs(a, k.weight + k.groups * a.kernel[1] * 128) : nullptr;
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
     const int8_t* weight = a.weight + c0 * channel_bytes;
-    if (dw_chain(a, c0, weight)) continue;
     dw_begin(k, a, c0);
+    if (rows != nullptr && k.n % 8 == 0 && dw_finish_of(k) == DwFinish::kBareInt8) {
+      prepare_weights(k, weight);
+      dw_3x3(k, rows, k.weight);
+      dw_replace_outputs(k);
+      continue;
+    }
+    if (dw_chain(a, c0, weight)) continue;
     prepare_weights(k, weight);
     dw_with_finish(k, [&]<DwFinish kFinish>() {
-      if constexpr (kFinish == DwFinish::kBareInt8) {
-        if (rows != nullptr && k.n % 8 == 0) return dw_3x3(k, rows, k.weight);
-      }
       a.window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
     });
   }
