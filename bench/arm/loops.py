@@ -73,14 +73,14 @@ LOOPS = (
     Loop(
         "dwconv 3x3, sdot",
         "neondot/dq_dwconv",
-        "dw_3x3_rows<false, true>",
+        r"dw_3x3_rows<.*0, true>",
         ("cortex-a76", "cortex-a55"),
         "dot",
     ),
     Loop(
         "dwconv 3x3, zero points, sdot",
         "neondot/dq_dwconv",
-        "dw_3x3_rows<true, true>",
+        r"dw_3x3_rows<.*1, true>",
         ("cortex-a76", "cortex-a55"),
         "dot",
     ),

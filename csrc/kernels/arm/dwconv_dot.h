@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "kernels/arm/dwconv.h"
-#include "kernels/arm/dwconv_3x3_dot.h"
+#include "kernels/arm/dwconv_3x3.h"
 #include "kernels/arm/dwconv_chain.h"
 
 namespace defakeq {
@@ -236,15 +236,14 @@ inline void dw_dot(const DwS8Args& a) {
   k.groups = dw_groups(a);
   k.columns = static_cast<int8_t*>(a.scratch);
   k.weight = k.columns + k.groups * dw_columns(a) * 64;
-  const DwRowPair* rows =
-      dw_is_3x3(a) ? dw_row_pairs(a, k.weight + k.groups * a.kernel[1] * 128) : nullptr;
+  const DwRowPair* rows = dw_row_pairs(a, k.weight + k.groups * a.kernel[1] * 128);
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
     const int8_t* weight = a.weight + c0 * channel_bytes;
     dw_begin(k, a, c0);
-    if (rows != nullptr && k.n % 8 == 0 && dw_finish_of(k) == DwFinish::kBareInt8) {
+    if (dw_takes_3x3(k, rows)) {
       prepare_weights(k, weight);
-      dw_3x3(k, rows, k.weight);
-      dw_replace_outputs(k);
+      a.window_factor != nullptr ? dw_3x3<Dw3x3Taps::kDotWindow>(k, rows, k.weight, 64)
+                                 : dw_3x3<Dw3x3Taps::kDot>(k, rows, k.weight, 64);
       continue;
     }
     if (dw_chain(a, c0, weight)) continue;
