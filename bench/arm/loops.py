@@ -85,6 +85,12 @@ LOOPS = (
         "dot",
     ),
     Loop(
+        "dwconv 3x3, 8 bits, smlal",
+        "neon/dq_dwconv",
+        r"dw_3x3_rows<.*2, true>",
+        ("cortex-a72", "cortex-a53"),
+    ),
+    Loop(
         "gemm, 4 float32 outputs, fmla",
         "neondot/dq_gemm_f32",
         "tile<4, 1>",

@@ -52,20 +52,21 @@ struct Dw3x3 {
 #define DQ_DOT_LOAD                                                                           \
   "ld1 {v24.8b}, [%[x1]], %[s1]\n\tld1 {v25.8b}, [%[x2]], %[s2]\n\tld1 {v24.d}[1], [%[x0]], " \
   "%[s0]\n\tld1 {v25.d}[1], [%[x3]], %[s3]\n\t"
-#define DQ_INTERLEAVE(a, b)                                                               \
-  "tbl v" #a ".16b, {v24.16b, v25.16b}, v30.16b\n\ttbl v" #b ".16b, {v24.16b, v25.16b}, " \
-                                                             "v31.16b\n\t"
+#define DQ_INTERLEAVE(a, b)                                  \
+  "tbl v" #a ".16b, {v24.16b, v25.16b}, v30.16b\n\ttbl v" #b \
+  ".16b, {v24.16b, v25.16b}, "                               \
+  "v31.16b\n\t"
 #define DQ_DOT_COLUMN(a, b, e, f) DQ_DOT_LOAD DQ_INTERLEAVE(a, b)
 #define DQ_WINDOW_COLUMN(a, b, e, f)                            \
   DQ_DOT_LOAD "saddl v26.8h, v24.8b, v25.8b\n\t" DQ_INTERLEAVE( \
       a, b) "saddw2 v" #e ".8h, v26.8h, v24.16b\n\tsaddw2 v" #f ".8h, v26.8h, v25.16b\n\t"
 #define DQ_WIDE_LOAD(a, x, s) "ld1 {v" #a ".8b}, [%[" #x "]], %[" #s "]\n\t"
-#define DQ_WIDE_COLUMN(a, b, e, f)                                                          \
-  DQ_WIDE_LOAD(a, x0, s0)                                                                   \
-  DQ_WIDE_LOAD(b, x1, s1) DQ_WIDE_LOAD(e, x2, s2)                                           \
-      DQ_WIDE_LOAD(f, x3, s3) "sxtl v" #a ".8h, v" #a ".8b\n\tsxtl v" #b ".8h, v" #b        \
-                              ".8b\n\tsxtl v" #e ".8h, v" #e ".8b\n\tsxtl v" #f ".8h, v" #f \
-                              ".8b\n\t"
+#define DQ_WIDE_COLUMN(a, b, e, f)                                               \
+  DQ_WIDE_LOAD(a, x0, s0)                                                        \
+  DQ_WIDE_LOAD(b, x1, s1)                                                        \
+  DQ_WIDE_LOAD(e, x2, s2)                                                        \
+  DQ_WIDE_LOAD(f, x3, s3) "sxtl v" #a ".8h, v" #a ".8b\n\tsxtl v" #b ".8h, v" #b \
+                          ".8b\n\tsxtl v" #e ".8h, v" #e ".8b\n\tsxtl v" #f ".8h, v" #f ".8b\n\t"
 #define DQ_DOT_PAD(a, b, e, f) "ldp q" #a ", q" #b ", [%[k], #32]\n\t"
 #define DQ_WINDOW_PAD(a, b, e, f) DQ_DOT_PAD(a, b, e, f) "ldp q" #e ", q" #f ", [%[k], #64]\n\t"
 #define DQ_WIDE_PAD(a, b, e, f) DQ_WINDOW_PAD(a, b, e, f)
@@ -75,10 +76,11 @@ struct Dw3x3 {
   ".16b\n\tsdot v26.4s, v" #a ".16b, v" #w ".16b\n\tsdot v27.4s, v" #b ".16b, v" #x ".16b\n\t"
 #define DQ_MULTIPLY(p, q, a, w) \
   "smlal v" #p ".4s, v" #a ".4h, v" #w ".4h\n\tsmlal2 v" #q ".4s, v" #a ".8h, v" #w ".8h\n\t"
-#define DQ_WIDE_TAPS(a, b, e, f, u, v, w)                                       \
-  DQ_MULTIPLY(24, 25, a, u)                                                     \
-  DQ_MULTIPLY(26, 27, b, u) DQ_MULTIPLY(24, 25, b, v) DQ_MULTIPLY(26, 27, e, v) \
-      DQ_MULTIPLY(24, 25, e, w) DQ_MULTIPLY(26, 27, f, w)
+#define DQ_WIDE_TAPS(a, b, e, f, u, v, w) \
+  DQ_MULTIPLY(24, 25, a, u)               \
+  DQ_MULTIPLY(26, 27, b, u)               \
+  DQ_MULTIPLY(24, 25, b, v)               \
+  DQ_MULTIPLY(26, 27, e, v) DQ_MULTIPLY(24, 25, e, w) DQ_MULTIPLY(26, 27, f, w)
 #define DQ_START "ldp q24, q25, [%[start]]\n\tldp q26, q27, [%[start]]\n\t"
 #define DQ_ADD(a, b, c, d) \
   "add v" #a ".8h, v" #a ".8h, v" #c ".8h\n\tadd v" #b ".8h, v" #b ".8h, v" #d ".8h\n\t"
@@ -242,18 +244,20 @@ DQ_INLINE bool dw_is_3x3(const DwS8Args& a) {
          a.dilation[0] == 1 && a.dilation[1] == 1 && a.padding[1] == 1;
 }
 
-// Of all rows, whichever of them are asked for.
+// Of all rows, whichever of them are asked for; a multiple of 64 bytes.
 inline size_t dw_3x3_scratch(const DwS8Args& a) {
   if (!dw_is_3x3(a)) return 0;
   const int64_t out_h = a.h + 2 * a.padding[0] - 2;
-  return static_cast<size_t>((out_h + 1) / 2) * sizeof(DwRowPair) +
-         static_cast<size_t>(2 * a.channels);
+  const size_t pairs = static_cast<size_t>((out_h + 1) / 2) * sizeof(DwRowPair);
+  return (pairs + static_cast<size_t>(2 * a.channels) + 63) / 64 * 64;
 }
 
-// The row pairs that are asked for, in scratch; null when the kernel is another.
-inline const DwRowPair* dw_row_pairs(const DwS8Args& a, void* scratch) {
+// The row pairs that are asked for, in scratch, which then begins behind them; null when the kernel
+// is another.
+inline const DwRowPair* dw_row_pairs(DwS8Args& a) {
   if (!dw_is_3x3(a)) return nullptr;
-  auto* pair = static_cast<DwRowPair*>(scratch);
+  auto* pair = static_cast<DwRowPair*>(a.scratch);
+  a.scratch = static_cast<char*>(a.scratch) + dw_3x3_scratch(a);
   const DwRowPair* first = pair;
   auto* pad = reinterpret_cast<int8_t*>(pair + (a.oy1 - a.oy0 + 1) / 2);
   std::memset(pad, a.pad_value, static_cast<size_t>(a.channels));

@@ -227,16 +227,17 @@ inline void dw_run(const DwDot& k) {
 
 inline size_t dw_dot_scratch(const DwS8Args& a) {
   const int64_t bytes = dw_groups(a) * (dw_columns(a) * 64 + int64_t{a.kernel[1]} * 128);
-  return std::max(static_cast<size_t>(bytes) + dw_3x3_scratch(a), dw_chain_scratch(a));
+  return dw_3x3_scratch(a) + std::max(static_cast<size_t>(bytes), dw_chain_scratch(a));
 }
 
-inline void dw_dot(const DwS8Args& a) {
+inline void dw_dot(const DwS8Args& args) {
+  DwS8Args a = args;
+  const DwRowPair* rows = dw_row_pairs(a);
   const int64_t channel_bytes = int64_t{(a.kernel[0] + 3) / 4} * a.kernel[1] * 4;
   DwDot k{};
   k.groups = dw_groups(a);
   k.columns = static_cast<int8_t*>(a.scratch);
   k.weight = k.columns + k.groups * dw_columns(a) * 64;
-  const DwRowPair* rows = dw_row_pairs(a, k.weight + k.groups * a.kernel[1] * 128);
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
     const int8_t* weight = a.weight + c0 * channel_bytes;
     dw_begin(k, a, c0);
