@@ -49,122 +49,106 @@ struct Dw3x3 {
 // v24-v27: sums of the upper and the lower output and, before, what is loaded; v28: zero point.
 // For sdot a column is two registers, the others are the sums of its upper and lower three rows, or
 // the first column's hold scales; v29: window factors, v30-v31: index.
-#define DQ_DOT_LOAD                                                                           \
-  "ld1 {v24.8b}, [%[x1]], %[s1]\n\tld1 {v25.8b}, [%[x2]], %[s2]\n\tld1 {v24.d}[1], [%[x0]], " \
-  "%[s0]\n\tld1 {v25.d}[1], [%[x3]], %[s3]\n\t"
-#define DQ_INTERLEAVE(a, b)                                  \
-  "tbl v" #a ".16b, {v24.16b, v25.16b}, v30.16b\n\ttbl v" #b \
-  ".16b, {v24.16b, v25.16b}, "                               \
-  "v31.16b\n\t"
+// clang-format off
+#define DQ_DOT_LOAD \
+  "ld1 {v24.8b}, [%[x1]], %[s1]\n\tld1 {v25.8b}, [%[x2]], %[s2]\n\t" \
+  "ld1 {v24.d}[1], [%[x0]], %[s0]\n\tld1 {v25.d}[1], [%[x3]], %[s3]\n\t"
+#define DQ_INTERLEAVE(a, b) \
+  "tbl v" #a ".16b, {v24.16b, v25.16b}, v30.16b\n\t" \
+  "tbl v" #b ".16b, {v24.16b, v25.16b}, v31.16b\n\t"
 #define DQ_DOT_COLUMN(a, b, e, f) DQ_DOT_LOAD DQ_INTERLEAVE(a, b)
-#define DQ_WINDOW_COLUMN(a, b, e, f)                            \
-  DQ_DOT_LOAD "saddl v26.8h, v24.8b, v25.8b\n\t" DQ_INTERLEAVE( \
-      a, b) "saddw2 v" #e ".8h, v26.8h, v24.16b\n\tsaddw2 v" #f ".8h, v26.8h, v25.16b\n\t"
+#define DQ_WINDOW_COLUMN(a, b, e, f) \
+  DQ_DOT_LOAD "saddl v26.8h, v24.8b, v25.8b\n\t" DQ_INTERLEAVE(a, b) \
+  "saddw2 v" #e ".8h, v26.8h, v24.16b\n\tsaddw2 v" #f ".8h, v26.8h, v25.16b\n\t"
 #define DQ_WIDE_LOAD(a, x, s) "ld1 {v" #a ".8b}, [%[" #x "]], %[" #s "]\n\t"
-#define DQ_WIDE_COLUMN(a, b, e, f)                                               \
-  DQ_WIDE_LOAD(a, x0, s0)                                                        \
-  DQ_WIDE_LOAD(b, x1, s1)                                                        \
-  DQ_WIDE_LOAD(e, x2, s2)                                                        \
-  DQ_WIDE_LOAD(f, x3, s3) "sxtl v" #a ".8h, v" #a ".8b\n\tsxtl v" #b ".8h, v" #b \
-                          ".8b\n\tsxtl v" #e ".8h, v" #e ".8b\n\tsxtl v" #f ".8h, v" #f ".8b\n\t"
+#define DQ_WIDEN(a) "sxtl v" #a ".8h, v" #a ".8b\n\t"
+#define DQ_WIDE_COLUMN(a, b, e, f) \
+  DQ_WIDE_LOAD(a, x0, s0) DQ_WIDE_LOAD(b, x1, s1) DQ_WIDE_LOAD(e, x2, s2) DQ_WIDE_LOAD(f, x3, s3) \
+  DQ_WIDEN(a) DQ_WIDEN(b) DQ_WIDEN(e) DQ_WIDEN(f)
 #define DQ_DOT_PAD(a, b, e, f) "ldp q" #a ", q" #b ", [%[k], #32]\n\t"
 #define DQ_WINDOW_PAD(a, b, e, f) DQ_DOT_PAD(a, b, e, f) "ldp q" #e ", q" #f ", [%[k], #64]\n\t"
 #define DQ_WIDE_PAD(a, b, e, f) DQ_WINDOW_PAD(a, b, e, f)
-// Kernel column of the weights u, v, w, x.
-#define DQ_DOT_TAPS(a, b, e, f, u, v, w, x)                                 \
-  "sdot v24.4s, v" #a ".16b, v" #u ".16b\n\tsdot v25.4s, v" #b ".16b, v" #v \
-  ".16b\n\tsdot v26.4s, v" #a ".16b, v" #w ".16b\n\tsdot v27.4s, v" #b ".16b, v" #x ".16b\n\t"
+// A column by the kernel column of the weights u, v, w, x.
+#define DQ_DOT_TAPS(a, b, e, f, u, v, w, x) \
+  "sdot v24.4s, v" #a ".16b, v" #u ".16b\n\tsdot v25.4s, v" #b ".16b, v" #v ".16b\n\t" \
+  "sdot v26.4s, v" #a ".16b, v" #w ".16b\n\tsdot v27.4s, v" #b ".16b, v" #x ".16b\n\t"
 #define DQ_MULTIPLY(p, q, a, w) \
   "smlal v" #p ".4s, v" #a ".4h, v" #w ".4h\n\tsmlal2 v" #q ".4s, v" #a ".8h, v" #w ".8h\n\t"
 #define DQ_WIDE_TAPS(a, b, e, f, u, v, w) \
-  DQ_MULTIPLY(24, 25, a, u)               \
-  DQ_MULTIPLY(26, 27, b, u)               \
-  DQ_MULTIPLY(24, 25, b, v)               \
+  DQ_MULTIPLY(24, 25, a, u) DQ_MULTIPLY(26, 27, b, u) DQ_MULTIPLY(24, 25, b, v) \
   DQ_MULTIPLY(26, 27, e, v) DQ_MULTIPLY(24, 25, e, w) DQ_MULTIPLY(26, 27, f, w)
 #define DQ_START "ldp q24, q25, [%[start]]\n\tldp q26, q27, [%[start]]\n\t"
 #define DQ_ADD(a, b, c, d) \
   "add v" #a ".8h, v" #a ".8h, v" #c ".8h\n\tadd v" #b ".8h, v" #b ".8h, v" #d ".8h\n\t"
-// The sums of three columns; the first one may be overwritten.
-#define DQ_DOT_SUMS(a, b, e, f, c, d, g, h, i, j, k, l)                            \
+// The sums of three columns; what the first one's lie in may be overwritten.
+#define DQ_DOT_SUMS(a, b, e, f, c, d, g, h, i, j, k, l) \
   DQ_START DQ_DOT_TAPS(a, b, e, f, 0, 1, 2, 3) DQ_DOT_TAPS(c, d, g, h, 4, 5, 6, 7) \
-      DQ_DOT_TAPS(i, j, k, l, 8, 9, 10, 11)
-#define DQ_WINDOW_SUMS(a, b, e, f, c, d, g, h, i, j, k, l)                  \
-  DQ_START DQ_ADD(e, f, g, h) DQ_ADD(e, f, k, l) DQ_MULTIPLY(24, 25, e, 29) \
-      DQ_MULTIPLY(26, 27, f, 29) DQ_DOT_TAPS(a, b, e, f, 0, 1, 2, 3)        \
-          DQ_DOT_TAPS(c, d, g, h, 4, 5, 6, 7)                               \
-              DQ_DOT_TAPS(i, j, k, l, 8, 9, 10, 11) "ldp q" #e ", q" #f ", [%[scale]]\n\t"
-#define DQ_WIDE_SUMS(a, b, e, f, c, d, g, h, i, j, k, l)                       \
+  DQ_DOT_TAPS(i, j, k, l, 8, 9, 10, 11)
+#define DQ_WINDOW_SUMS(a, b, e, f, c, d, g, h, i, j, k, l) \
+  DQ_START DQ_ADD(e, f, g, h) DQ_ADD(e, f, k, l) \
+  DQ_MULTIPLY(24, 25, e, 29) DQ_MULTIPLY(26, 27, f, 29) \
+  DQ_DOT_TAPS(a, b, e, f, 0, 1, 2, 3) DQ_DOT_TAPS(c, d, g, h, 4, 5, 6, 7) \
+  DQ_DOT_TAPS(i, j, k, l, 8, 9, 10, 11) "ldp q" #e ", q" #f ", [%[scale]]\n\t"
+#define DQ_WIDE_SUMS(a, b, e, f, c, d, g, h, i, j, k, l) \
   DQ_START DQ_WIDE_TAPS(a, b, e, f, 0, 3, 6) DQ_WIDE_TAPS(c, d, g, h, 1, 4, 7) \
-      DQ_WIDE_TAPS(i, j, k, l, 2, 5, 8)
+  DQ_WIDE_TAPS(i, j, k, l, 2, 5, 8)
 #define DQ_SCALED(a, b, p, q, s, t) \
   "fmla v" #a ".4s, v" #p ".4s, v" #s ".4s\n\tfmla v" #b ".4s, v" #q ".4s, v" #t ".4s\n\t"
 #define DQ_DOT_SCALED(a, b, p, q, e, f) DQ_SCALED(a, b, p, q, 14, 15)
 #define DQ_WINDOW_SCALED(a, b, p, q, e, f) DQ_SCALED(a, b, p, q, e, f)
 #define DQ_WIDE_SCALED(a, b, p, q, e, f) DQ_SCALED(a, b, p, q, 9, 10)
+#define DQ_BIAS(a, b) "ldp q" #a ", q" #b ", [%[bias]]\n\t"
+#define DQ_FLOATS(a, b) "scvtf v" #a ".4s, v" #a ".4s\n\tscvtf v" #b ".4s, v" #b ".4s\n\t"
+#define DQ_ROUND(a, b) "fcvtns v" #a ".4s, v" #a ".4s\n\tfcvtns v" #b ".4s, v" #b ".4s\n\t"
 #define DQ_SHORT(a, b) "uzp1 v" #a ".8h, v" #a ".8h, v" #b ".8h\n\t"
 #define DQ_LONG(a, b) "sqxtn v" #a ".4h, v" #a ".4s\n\tsqxtn2 v" #a ".8h, v" #b ".4s\n\t"
-// The sums' outputs; a, b, e, f: registers that are free, or scales.
-#define DQ_FINISH(KIND, NARROW, a, b, e, f)                                                        \
-  "ldp q" #a ", q" #b                                                                              \
-  ", [%[bias]]\n\t"                                                                                \
-  "scvtf v24.4s, v24.4s\n\tscvtf v25.4s, v25.4s\n\tscvtf v26.4s, v26.4s\n\tscvtf v27.4s, "         \
-  "v27.4s\n\t" DQ_##KIND##_SCALED(                                                                 \
-      a, b, 24, 25, e,                                                                             \
-      f) "ldp q24, q25, [%[bias]]\n\t" DQ_##KIND##_SCALED(24, 25, 26, 27, e,                       \
-                                                          f) "fcvtns v" #a ".4s, v" #a             \
-                                                             ".4s\n\tfcvtns v" #b ".4s, v" #b      \
-                                                             ".4s\n\tfcvtns v24.4s, "              \
-                                                             "v24.4s\n\tfcvtns v25.4s, "           \
-                                                             "v25.4s\n\t" DQ_##NARROW(a, b)        \
-                                                                 DQ_##NARROW(                      \
-                                                                     24,                           \
-                                                                     25) "sqadd v" #a ".8h, v" #a  \
-                                                                         ".8h, v28.8h\n\tsqadd "   \
-                                                                         "v24.8h, v24.8h, "        \
-                                                                         "v28.8h\n\t"              \
-                                                                         "sqxtn v" #a ".8b, v" #a  \
-                                                                         ".8h\n\tsqxtn v24.8b, "   \
-                                                                         "v24.8h\n\t"              \
-                                                                         "st1 {v" #a               \
-                                                                         ".8b}, [%[upper]], "      \
-                                                                         "%[upper_stride]\n\tst1 " \
-                                                                         "{v24.8b}, [%[lower]], "  \
-                                                                         "%[lower_stride]\n\t"
+// Both outputs of the sums; a, b: free, e, f: scales.
+#define DQ_FINISH(KIND, NARROW, a, b, e, f) \
+  DQ_BIAS(a, b) DQ_FLOATS(24, 25) DQ_FLOATS(26, 27) DQ_##KIND##_SCALED(a, b, 24, 25, e, f) \
+  DQ_BIAS(24, 25) DQ_##KIND##_SCALED(24, 25, 26, 27, e, f) DQ_ROUND(a, b) DQ_ROUND(24, 25) \
+  DQ_##NARROW(a, b) DQ_##NARROW(24, 25) \
+  "sqadd v" #a ".8h, v" #a ".8h, v28.8h\n\tsqadd v24.8h, v24.8h, v28.8h\n\t" \
+  "sqxtn v" #a ".8b, v" #a ".8h\n\tsqxtn v24.8b, v24.8h\n\t" \
+  "st1 {v" #a ".8b}, [%[upper]], %[upper_stride]\n\tst1 {v24.8b}, [%[lower]], %[lower_stride]\n\t"
 // An output of both rows: three columns, the last of which comes by LAST.
-#define DQ_OUTPUT(LAST, KIND, NARROW, a, b, e, f, c, d, g, h, i, j, k, l)             \
+#define DQ_OUTPUT(LAST, KIND, NARROW, a, b, e, f, c, d, g, h, i, j, k, l) \
   DQ_##KIND##_##LAST(i, j, k, l) DQ_##KIND##_SUMS(a, b, e, f, c, d, g, h, i, j, k, l) \
-      DQ_FINISH(KIND, NARROW, a, b, e, f)
-// The columns as one argument each until here.
+  DQ_FINISH(KIND, NARROW, a, b, e, f)
+// A column is one argument until here.
 #define DQ_OUTPUT_OF(...) DQ_OUTPUT(__VA_ARGS__)
 #define DQ_FIRST 12, 13, 14, 15
 #define DQ_SECOND 16, 17, 18, 19
 #define DQ_THIRD 20, 21, 22, 23
 #define DQ_BEGIN(KIND, ...) DQ_##KIND##_PAD(__VA_ARGS__)
 #define DQ_NEXT(KIND, ...) DQ_##KIND##_COLUMN(__VA_ARGS__)
-#define DQ_DOT_HELD                                                                              \
-  "ldp q0, q1, [%[weight]]\n\tldp q2, q3, [%[weight], #32]\n\tldp q4, q5, [%[weight], #128]\n\t" \
-  "ldp q6, q7, [%[weight], #160]\n\tldp q8, q9, [%[weight], #256]\n\tldp q10, q11, [%[weight], " \
-  "#288]\n\t"                                                                                    \
+#define DQ_DOT_HELD \
+  "ldp q0, q1, [%[weight]]\n\tldp q2, q3, [%[weight], #32]\n\t" \
+  "ldp q4, q5, [%[weight], #128]\n\tldp q6, q7, [%[weight], #160]\n\t" \
+  "ldp q8, q9, [%[weight], #256]\n\tldp q10, q11, [%[weight], #288]\n\t" \
   "ldp q28, q29, [%[k], #96]\n\tldp q30, q31, [%[k]]\n\tldp q14, q15, [%[scale]]\n\t"
 #define DQ_WINDOW_HELD DQ_DOT_HELD
-#define DQ_WIDE_HELD                                                                             \
-  "ldp q0, q1, [%[weight]]\n\tldp q2, q3, [%[weight], #32]\n\tldp q4, q5, [%[weight], #64]\n\t"  \
-  "ldp q6, q7, [%[weight], #96]\n\tldr q8, [%[weight], #128]\n\tldp q9, q10, [%[scale]]\n\tldr " \
-  "q28, [%[k], #96]\n\t"
-// Row pairs. The first round begins where the last one ends with the first two columns' registers,
-// which the last output takes.
+#define DQ_WIDE_HELD \
+  "ldp q0, q1, [%[weight]]\n\tldp q2, q3, [%[weight], #32]\n\tldp q4, q5, [%[weight], #64]\n\t" \
+  "ldp q6, q7, [%[weight], #96]\n\tldr q8, [%[weight], #128]\n\tldp q9, q10, [%[scale]]\n\t" \
+  "ldr q28, [%[k], #96]\n\t"
+// Row pairs. A row begins at that output of the round from which on the last output finds its
+// columns in DQ_FIRST and DQ_SECOND.
 #define DQ_ROWS(KIND, NARROW) \
   __asm__ volatile( \
       DQ_##KIND##_HELD \
       "1:\n\t" \
       "ldp %[x0], %[x1], [%[rows]], #96\n\tldp %[x2], %[x3], [%[rows], #-80]\n\t" \
       "ldp %[s0], %[s1], [%[rows], #-64]\n\tldp %[s2], %[s3], [%[rows], #-48]\n\t" \
-      "ldp %[upper], %[lower], [%[rows], #-32]\n\tldp %[upper_stride], %[lower_stride], [%[rows], #-16]\n\t" \
-      "add %[x0], %[x0], %[channel]\n\tadd %[x1], %[x1], %[channel]\n\tadd %[x2], %[x2], %[channel]\n\tadd %[x3], %[x3], %[channel]\n\t" \
-      "add %[upper], %[upper], %[channel]\n\tadd %[lower], %[lower], %[channel]\n\tmov %[left], %[rounds]\n\t" \
+      "ldp %[upper], %[lower], [%[rows], #-32]\n\t" \
+      "ldp %[upper_stride], %[lower_stride], [%[rows], #-16]\n\t" \
+      "add %[x0], %[x0], %[channel]\n\tadd %[x1], %[x1], %[channel]\n\t" \
+      "add %[x2], %[x2], %[channel]\n\tadd %[x3], %[x3], %[channel]\n\t" \
+      "add %[upper], %[upper], %[channel]\n\tadd %[lower], %[lower], %[channel]\n\t" \
+      "mov %[left], %[rounds]\n\t" \
       "cbnz %[begin], 2f\n\t" DQ_BEGIN(KIND, DQ_FIRST) DQ_NEXT(KIND, DQ_SECOND) \
       "cbnz %[left], 4f\n\tb 7f\n\t" \
-      "2:\n\ttbnz %[begin], #1, 3f\n\t" DQ_BEGIN(KIND, DQ_SECOND) DQ_NEXT(KIND, DQ_THIRD) "b 5f\n\t" \
+      "2:\n\ttbnz %[begin], #1, 3f\n\t" \
+      DQ_BEGIN(KIND, DQ_SECOND) DQ_NEXT(KIND, DQ_THIRD) "b 5f\n\t" \
       "3:\n\t" DQ_BEGIN(KIND, DQ_THIRD) DQ_NEXT(KIND, DQ_FIRST) "b 6f\n\t" \
       "4:\n\t" DQ_OUTPUT_OF(COLUMN, KIND, NARROW, DQ_FIRST, DQ_SECOND, DQ_THIRD) \
       "5:\n\t" DQ_OUTPUT_OF(COLUMN, KIND, NARROW, DQ_SECOND, DQ_THIRD, DQ_FIRST) \
@@ -181,10 +165,11 @@ struct Dw3x3 {
       : "memory", "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", \
         "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", \
         "v25", "v26", "v27", "v28", "v29", "v30", "v31")
+// clang-format on
 
 // kShort: int16 holds every output before the zero point.
 template <Dw3x3Taps kTaps, bool kShort>
-inline void dw_3x3_rows(Dw3x3 d) {
+__attribute__((noinline)) inline void dw_3x3_rows(Dw3x3 d) {
   const int8_t* x[4];
   int8_t* out[2];
   int64_t s[4], t[2], left;
@@ -208,6 +193,7 @@ inline void dw_3x3_rows(Dw3x3 d) {
 #undef DQ_DOT_COLUMN
 #undef DQ_WINDOW_COLUMN
 #undef DQ_WIDE_LOAD
+#undef DQ_WIDEN
 #undef DQ_WIDE_COLUMN
 #undef DQ_DOT_PAD
 #undef DQ_WINDOW_PAD
@@ -224,6 +210,9 @@ inline void dw_3x3_rows(Dw3x3 d) {
 #undef DQ_DOT_SCALED
 #undef DQ_WINDOW_SCALED
 #undef DQ_WIDE_SCALED
+#undef DQ_BIAS
+#undef DQ_FLOATS
+#undef DQ_ROUND
 #undef DQ_SHORT
 #undef DQ_LONG
 #undef DQ_FINISH
