@@ -29,7 +29,7 @@ class Loop(NamedTuple):
     source: str
     function: str
     models: tuple[str, ...]
-    products: str = "integer"  # or "float"
+    products: str = "integer"  # or "float", or "dot" alone
 
 
 LOOPS = (
@@ -73,8 +73,22 @@ LOOPS = (
     Loop(
         "dwconv 3x3, sdot",
         "neondot/dq_dwconv",
-        r"dw_rows<false, .*\)2, 2, 3>",
+        r"dw_3x3_rows<.*0, true>",
         ("cortex-a76", "cortex-a55"),
+        "dot",
+    ),
+    Loop(
+        "dwconv 3x3, zero points, sdot",
+        "neondot/dq_dwconv",
+        r"dw_3x3_rows<.*1, true>",
+        ("cortex-a76", "cortex-a55"),
+        "dot",
+    ),
+    Loop(
+        "dwconv 3x3, 8 bits, smlal",
+        "neon/dq_dwconv",
+        r"dw_3x3_rows<.*2, true>",
+        ("cortex-a72", "cortex-a53"),
     ),
     Loop(
         "gemm, 4 float32 outputs, fmla",
@@ -93,7 +107,7 @@ def products_of(text: str, products: str) -> int:
         return 4 if name == "fmla" else 0
     if name in PRODUCTS:
         return PRODUCTS[name]
-    if re.match(r"smla?l2?$|smull2?$", name):
+    if products != "dot" and re.match(r"smla?l2?$|smull2?$", name):
         return 8 if ".8h" in text.split(",")[0] else 4
     return 0
 

@@ -617,9 +617,9 @@ std::string geometry_text(const Args& a) {
   return s.str() + to_text(a.post);
 }
 
-void check_dw_s8(const KernelTable& isa, Random& random, int) {
-  DwS8Args a{};
-  const int64_t out_h = random_geometry(a, random);
+// Of a geometry and how outputs leave, with random weights and activations.
+void compare_dw_s8(const KernelTable& isa, Random& random, DwS8Args a, const Epilogue& e,
+                   float scale_by) {
   const int64_t blocks = (a.channels + kBlock - 1) / kBlock;
   const std::vector<int8_t> x =
       random.integers<int8_t>((a.h * a.w - 1) * a.x_stride + a.channels, -128, 127);
@@ -643,11 +643,11 @@ void check_dw_s8(const KernelTable& isa, Random& random, int) {
   const std::vector<int32_t> factor = random.integers<int32_t>(blocks * kBlock, least, most);
   a.correction = correction.data();
   a.window_factor = random.once_in(2) ? factor.data() : nullptr;
-  const Lanes l = random_lanes(random, 1, blocks * kBlock,
-                               64.0f * 128.0f * static_cast<float>(a.kernel[0] * a.kernel[1]));
+  Lanes l = random_lanes(random, 1, blocks * kBlock,
+                         64.0f * 128.0f * static_cast<float>(a.kernel[0] * a.kernel[1]));
+  for (float& scale : l.scale) scale *= scale_by;
   a.scale = l.scale.data();
   a.bias = l.bias.data();
-  const Epilogue e = random_epilogue(random, out_h * a.out_w, a.channels);
   a.post = e.post;
   a.out_stride = e.out_stride;
 
@@ -661,6 +661,51 @@ void check_dw_s8(const KernelTable& isa, Random& random, int) {
   EXPECT_FALSE(scratch.overrun()) << geometry_text(a);
   expect_same(expected, found,
               geometry_text(a) + (a.window_factor != nullptr ? " window" : " no window"));
+}
+
+void check_dw_s8(const KernelTable& isa, Random& random, int) {
+  DwS8Args a{};
+  const int64_t out_h = random_geometry(a, random);
+  compare_dw_s8(isa, random, a, random_epilogue(random, out_h * a.out_w, a.channels), 1.0f);
+}
+
+// What most depthwise layers of networks are: small kernels of stride 1 or 2 with plain int8 out.
+void check_dw_s8_usual(const KernelTable& isa, Random& random, int) {
+  DwS8Args a{};
+  const int32_t kernel = random.once_in(4) ? 5 : 3, stride = random.once_in(4) ? 2 : 1;
+  const int32_t padding = random.once_in(6) ? static_cast<int32_t>(random.between(0, 4)) : 1;
+  int64_t out_h = 0;
+  do {
+    a.h = random.between(1, 7);
+    a.w = random.between(1, random.one_of({5, 8, 20}));
+    for (int d = 0; d < 2; ++d) {
+      a.kernel[d] = kernel;
+      a.stride[d] = stride;
+      a.dilation[d] = 1;
+      a.padding[d] = padding;
+    }
+    out_h = a.h + 2 * padding < kernel ? 0 : (a.h + 2 * padding - kernel) / stride + 1;
+    a.out_w = a.w + 2 * padding < kernel ? 0 : (a.w + 2 * padding - kernel) / stride + 1;
+  } while (out_h < 1 || a.out_w < 1);
+  a.channels = random.once_in(4) ? random.between(1, 40) : 8 * random.between(1, 5);
+  a.x_stride = a.channels + random.one_of({0, 0, 7});
+  a.oy0 = random.once_in(2) ? 0 : random.between(0, out_h - 1);
+  a.oy1 = random.once_in(2) ? out_h : random.between(a.oy0 + 1, out_h);
+  Epilogue e;
+  Post& p = e.post;
+  p.out_dtype = DType::kInt8;
+  p.inv_scale = 1.0f;
+  p.zero_point =
+      static_cast<int32_t>(random.one_of<int64_t>({0, -128, 127, random.between(-128, 127)}));
+  p.activation = p.zero_point == -128 || random.once_in(4) ? Activation::kRelu : Activation::kNone;
+  p.low = static_cast<float>(-128 - p.zero_point);
+  p.high = static_cast<float>(127 - p.zero_point);
+  const std::vector<int8_t> table = random.integers<int8_t>(256, -128, 127);
+  if (random.once_in(4)) p.table = table.data();
+  e.out_stride = a.channels + random.one_of({0, 0, 1, 13});
+  e.out_bytes = (out_h * a.out_w - 1) * e.out_stride + a.channels;
+  // bytes of all values, and outputs that no int16 holds
+  compare_dw_s8(isa, random, a, e, random.one_of({1.0f, 40.0f, 1e4f}));
 }
 
 // What dw_s8_scratch asks for does not depend on the output rows: one buffer serves every task.
@@ -944,8 +989,9 @@ constexpr Kernel kKernels[] = {
 };
 // What some ISAs have behind the node kernels.
 constexpr Kernel kMore[] = {{"gemm_f32_turned", 800, check_gemm_f32_turned},
-                            {"winograd", 200, check_winograd}};
-// and turn_pixels; winograd has three; finish_s8 is checked with gemm_s8
+                            {"winograd", 200, check_winograd},
+                            {"dw_s8_usual", 2000, check_dw_s8_usual}};
+// gemm_f32_turned and turn_pixels; winograd has three; finish_s8 is checked with gemm_s8
 constexpr size_t kMoreKernels = 2 + 3 + 1;
 // From lookup on, test_nodes.cpp compares them through their operators.
 constexpr size_t kNodeKernels = 15;

@@ -99,17 +99,25 @@ DQ_INLINE void dw_replace_outputs(const DwBlock& k) {
                   a.out_stride, (a.oy1 - a.oy0) * a.out_w, k.n);
 }
 
-// run.operator()<finish>() for the block, and the table where there is one.
-template <class Run>
-DQ_INLINE void dw_with_finish(const DwBlock& k, Run&& run) {
+DQ_INLINE DwFinish dw_finish_of(const DwBlock& k) {
   const DwS8Args& a = *k.a;
   if (a.has_row_scale || a.post.residual != nullptr ||
       !is_plain_int8(a.post, k.scale, k.bias, kBlock)) {
+    return DwFinish::kAny;
+  }
+  return k.int8.bare ? DwFinish::kBareInt8 : DwFinish::kInt8;
+}
+
+// run.operator()<finish>() for the block, and the table where there is one.
+template <class Run>
+DQ_INLINE void dw_with_finish(const DwBlock& k, Run&& run) {
+  const DwFinish finish = dw_finish_of(k);
+  if (finish == DwFinish::kAny) {
     run.template operator()<DwFinish::kAny>();
     return;
   }
-  k.int8.bare ? run.template operator()<DwFinish::kBareInt8>()
-              : run.template operator()<DwFinish::kInt8>();
+  finish == DwFinish::kBareInt8 ? run.template operator()<DwFinish::kBareInt8>()
+                                : run.template operator()<DwFinish::kInt8>();
   dw_replace_outputs(k);
 }
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "kernels/arm/dwconv.h"
-#include "kernels/arm/dwconv_3x3_dot.h"
+#include "kernels/arm/dwconv_3x3.h"
 #include "kernels/arm/dwconv_chain.h"
 
 namespace defakeq {
@@ -186,17 +186,6 @@ inline void dw_rows(const DwDot& k) {
     }
     const bool second = oy + 1 < a.oy1;
     int64_t ox = 0;
-    if constexpr (!kFactor && kFinish == DwFinish::kBareInt8 && kKernel == 3) {
-      if (k.n == kBlock && a.out_w >= 2) {
-        ox = a.out_w / 2 * 2;
-        int8_t unused[kBlock];
-        int8_t* out = static_cast<int8_t*>(a.out) + oy * a.out_w * a.out_stride + k.c0;
-        dw_3x3_pairs({k.columns, k.weight, k.start, k.scale, k.bias, out,
-                      second ? out + a.out_w * a.out_stride : unused, a.out_stride,
-                      second ? a.out_stride : 0, k.int8.zero_point},
-                     ox / 2);
-      }
-    }
     for (; ox + 2 <= a.out_w; ox += 2) {
       dw_outputs<kFactor, kFinish, kY, 2, kKernel>(k, oy, ox, second);
     }
@@ -238,10 +227,12 @@ inline void dw_run(const DwDot& k) {
 
 inline size_t dw_dot_scratch(const DwS8Args& a) {
   const int64_t bytes = dw_groups(a) * (dw_columns(a) * 64 + int64_t{a.kernel[1]} * 128);
-  return std::max(static_cast<size_t>(bytes), dw_chain_scratch(a));
+  return dw_3x3_scratch(a) + std::max(static_cast<size_t>(bytes), dw_chain_scratch(a));
 }
 
-inline void dw_dot(const DwS8Args& a) {
+inline void dw_dot(const DwS8Args& args) {
+  DwS8Args a = args;
+  const DwRowPair* rows = dw_row_pairs(a);
   const int64_t channel_bytes = int64_t{(a.kernel[0] + 3) / 4} * a.kernel[1] * 4;
   DwDot k{};
   k.groups = dw_groups(a);
@@ -249,8 +240,14 @@ inline void dw_dot(const DwS8Args& a) {
   k.weight = k.columns + k.groups * dw_columns(a) * 64;
   for (int64_t c0 = 0; c0 < a.channels; c0 += kBlock) {
     const int8_t* weight = a.weight + c0 * channel_bytes;
-    if (dw_chain(a, c0, weight)) continue;
     dw_begin(k, a, c0);
+    if (dw_takes_3x3(k, rows)) {
+      prepare_weights(k, weight);
+      a.window_factor != nullptr ? dw_3x3<Dw3x3Taps::kDotWindow>(k, rows, k.weight, 64)
+                                 : dw_3x3<Dw3x3Taps::kDot>(k, rows, k.weight, 64);
+      continue;
+    }
+    if (dw_chain(a, c0, weight)) continue;
     prepare_weights(k, weight);
     dw_with_finish(k, [&]<DwFinish kFinish>() {
       a.window_factor != nullptr ? dw_run<true, kFinish>(k) : dw_run<false, kFinish>(k);
