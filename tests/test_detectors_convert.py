@@ -86,7 +86,7 @@ def _check(name, backend, pictures, count, calibration):
 @pytest.mark.parametrize("backend", ["modules", "program"])
 @pytest.mark.parametrize("name", [*QUICK, "wavelet_clip_small"])
 def test_converted_detectors_score_alike(name, backend, pictures, tmp_path):
-    model, converted, x = _check(name, backend, pictures, 4, 8)
+    model, converted, x = _check(name, backend, pictures, 4, 16)
     same = [copy.deepcopy(converted)]
     path = tmp_path / "detector.dfq"
     save(converted, path)
