@@ -163,8 +163,8 @@ class _Run:
         except Exception:
             check_taken(self.source, images[:2])
             raise
-        check_lowered(self.graph, images.to(where))
         self.images = images.to(where)
+        check_lowered(self.graph, self.images)
         with self.bars:
             statistics = self._timed("statistics", self._statistics)
             chosen = self._timed("allocation", lambda: self._allocate(statistics))
